@@ -185,7 +185,7 @@ def paired(made: list[Example], labels: bool) -> list[Example]:
     kept = [each.split()[-1] for each in said] if labels else said
     candidates = () if labels else tuple(dict.fromkeys(said))
     return [
-        replace(e, instruction="", output=each, candidates=candidates, images=(picture(png(n % (COUNT - 1))),))
+        replace(e, instruction="", output=each, candidates=candidates, images=(picture(png(n % (len(made) - 1))),))
         for n, (e, each) in enumerate(zip(made, kept, strict=True))
     ]
 

@@ -173,7 +173,9 @@ def test_a_classifier_of_transformers_keeps_its_head(tmp_path: Path) -> None:
     assert [answer.probabilities[label] for label in labels] == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize(("verb", "said"), [("explain", "not implemented"), ("vectors", "vectors are those of texts")])
+@pytest.mark.parametrize(
+    ("verb", "said"), [("explain", "none for a run that reads pictures"), ("vectors", "vectors are those of texts")]
+)
 def test_what_is_not_there_says_so(verb: str, said: str, tuned: Config) -> None:
     run = Run.open(Path(tuned.run_dir))
     with pytest.raises(ValueError, match=said):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers import examples, task_config
 from processes import as_processes
+from task_cases import paired, sounding
 
 from instructrec_jax.data.batch import lengths_of, of_texts
 from instructrec_jax.data.codec import pack
@@ -28,6 +29,7 @@ from instructrec_jax.tasks.encoding import encode_usable
 
 NETWORKS = {"language_model": "llama", "choice": "llama", "dialogue": "llama", "question_answering": "llama"}
 NETWORKS |= {"summarization": "t5", "translation": "llama", "language_model_ranking": "llama"}
+NETWORKS |= {"contrastive": "clip pair", "transcription": "whisper"}
 
 
 def a_task(kind: str, folders: dict[str, Path], tmp_path: Path, **settings: Any) -> Task:
@@ -37,8 +39,10 @@ def a_task(kind: str, folders: dict[str, Path], tmp_path: Path, **settings: Any)
 
 
 @pytest.fixture
-def folders(checkpoint: Path, language_models: dict[str, Path]) -> dict[str, Path]:
-    return {"bert": checkpoint, **language_models}
+def folders(
+    checkpoint: Path, language_models: dict[str, Path], pair_networks: dict[str, Path], hearing: Path
+) -> dict[str, Path]:
+    return {"bert": checkpoint, **language_models, **pair_networks, "whisper": hearing}
 
 
 def kinds() -> list[str]:
@@ -47,7 +51,12 @@ def kinds() -> list[str]:
 
 
 def a_source(kind: str, count: int = 11) -> ListSource:
-    return ListSource([replace(e, where=f"f, line {n}", id=f"e{n}") for n, e in enumerate(examples(kind, count))], "f")
+    made = examples(kind, count)
+    if kind == "contrastive":
+        made = paired(made, labels=False)
+    if kind == "transcription":
+        made = [sounding(e, n, 1) for n, e in enumerate(made)]
+    return ListSource([replace(e, where=f"f, line {n}", id=f"e{n}") for n, e in enumerate(made)], "f")
 
 
 def stored(task: Task, source: Any, folder: Path | None, workers: int = 1, **more: Any) -> EncodedExamples:
@@ -61,7 +70,13 @@ def assert_equal(found: Any, expected: list[Encoded]) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert one.example == other.example and one.example.where == other.example.where
-        assert pack((one.text, one.target)) == pack((other.text, other.target))
+        assert pack((replace(one.text, images=None), one.target)) == pack(
+            (replace(other.text, images=None), other.target)
+        )
+        assert (one.text.images is None) == (other.text.images is None)
+        if one.text.images is not None and other.text.images is not None:
+            assert list(one.text.images.pictures) == list(other.text.images.pictures)
+            assert one.text.images.places.tolist() == other.text.images.places.tolist()
     shared = [
         [a.example is b.example for a, b in zip(each, each[1:], strict=False)] for each in (list(found), expected)
     ]

@@ -41,7 +41,7 @@ def test_the_target_is_the_first_reference_behind_forced_tokens(
     assert encoded.target.labels.tolist() == [20, 21, *words, end]
     assert encoded.text.target is not None and encoded.text.target.tolist() == [3, 20, 21, *words]
     assert len(encoded.text.tokens) == 10
-    (seen,) = made.seen([encoded])  # type: ignore[attr-defined]
+    (seen,) = made.seen([encoded.text])  # type: ignore[attr-defined]
     assert seen.places.tolist() == [list(range(10))] and seen.pixels.shape == (1, 1, 20, 8)
 
 
