@@ -1,5 +1,6 @@
 """Pairs of an image network and a text network whose vectors are compared: CLIP and SigLIP."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -9,11 +10,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from instructrec_jax.arrays import Array
-from instructrec_jax.backbones.family import Backbone
+from instructrec_jax.backbones.family import Backbone, Family, Head, HeadSpec, Rule, linear
 from instructrec_jax.backbones.layers import DropoutKeys, Linear, StackOptions, normal
 from instructrec_jax.backbones.row_images import RowImages
 from instructrec_jax.backbones.towers import TextTower, TowerSpec
-from instructrec_jax.backbones.vision import VisionEncoder, VisionSpec
+from instructrec_jax.backbones.vision import VISION, VisionEncoder, VisionSpec, image_rules
 from instructrec_jax.hf_types import PretrainedConfig
 
 
@@ -169,4 +170,32 @@ def tower_of(config: PretrainedConfig, causal: bool) -> TowerSpec:
         causal=causal,
         attention_dropout=config.attention_dropout,
         initializer_range=getattr(config, "initializer_range", 0.02),
+    )
+
+
+def image_family(
+    mapping: tuple[Rule, ...], spec: Callable[[PretrainedConfig], VisionSpec], architecture: str
+) -> Family:
+    """The family of a pair's image network alone; `mapping` is the pair's.
+
+    The head on the pooled vector is of this package: transformers' own reads the mean of the patches.
+    """
+
+    def build(
+        config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
+    ) -> Backbone:
+        return VisionEncoder(spec(config), dtype=dtype, stack=stack, rngs=rngs)
+
+    def head(config: PretrainedConfig) -> HeadSpec:
+        return HeadSpec(initializer_range=getattr(config, "initializer_range", 0.02))
+
+    output = linear("classifier", "output")
+    return Family(
+        build=build,
+        prefix=VISION,
+        mapping=image_rules(mapping),
+        heads={"image": Head("ForImageClassification", head, output, architecture=architecture)},
+        pooling="cls",
+        base_class=architecture,
+        kind="image",
     )

@@ -3,11 +3,11 @@
 from flax import nnx
 from jax.typing import DTypeLike
 
-from instructrec_jax.backbones.family import Backbone, Family, Head, HeadSpec, Rule, linear, norm
-from instructrec_jax.backbones.image_text import ImageText, ImageTextSpec, tower_of
+from instructrec_jax.backbones.family import Backbone, Family, Rule, linear, norm
+from instructrec_jax.backbones.image_text import ImageText, ImageTextSpec, image_family, tower_of
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.towers import TEXT_RULES, layer_rules
-from instructrec_jax.backbones.vision import VISION, VisionEncoder, VisionSpec, image_rules, patch_rules, side_of
+from instructrec_jax.backbones.vision import VisionSpec, patch_rules, side_of
 from instructrec_jax.hf_types import PretrainedConfig
 
 
@@ -64,30 +64,4 @@ FAMILY = Family(
     kind="image_text",
     tower=lambda config: config.vision_config,
 )
-
-
-def build_vision(
-    config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
-) -> Backbone:
-    """The image network alone."""
-    return VisionEncoder(vision_spec(config), dtype=dtype, stack=stack, rngs=rngs)
-
-
-def image_head(config: PretrainedConfig) -> HeadSpec:
-    """A head of this package on the pooled vector: transformers' own reads the mean of the patches."""
-    return HeadSpec(initializer_range=getattr(config, "initializer_range", 0.02))
-
-
-VISION_FAMILY = Family(
-    build=build_vision,
-    prefix=VISION,
-    mapping=image_rules(MAPPING),
-    heads={
-        "image": Head(
-            "ForImageClassification", image_head, linear("classifier", "output"), architecture="SiglipVisionModel"
-        )
-    },
-    pooling="cls",
-    base_class="SiglipVisionModel",
-    kind="image",
-)
+VISION_FAMILY = image_family(MAPPING, vision_spec, "SiglipVisionModel")

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from threading import Lock
 from typing import ClassVar
 
 import numpy as np
 
+from instructrec_jax.backbones.json_fields import Fields, read_fields
 from instructrec_jax.data.media.picture import Picture
 
 KEPT = 1 << 28  # bytes of arrays that are kept, for data sets of few files
@@ -93,3 +95,19 @@ class MediaReader:
 def _threads() -> ThreadPoolExecutor:
     """Pillow, libsndfile and NumPy work outside of Python's lock."""
     return ThreadPoolExecutor(min(16, os.cpu_count() or 1), "media")
+
+
+def processor_fields(folder: Path, part: str, what: str) -> Fields:
+    """The fields of a folder's preprocessor_config.json, or of `part` in its processor_config.json.
+
+    Raises ValueError for a folder without either; `what`: what the file says, in its message.
+    """
+    file, whole = folder / "preprocessor_config.json", folder / "processor_config.json"
+    fields = read_fields(file) if file.is_file() else None
+    if fields is None and whole.is_file():
+        fields = read_fields(whole).object(part)
+    if fields is None:
+        raise ValueError(
+            f"{folder} has no preprocessor_config.json, which says how {what}: copy it from the checkpoint."
+        )
+    return fields

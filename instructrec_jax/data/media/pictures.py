@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from instructrec_jax.backbones.json_fields import Fields, read_fields
+from instructrec_jax.backbones.json_fields import Fields
+from instructrec_jax.data.media.media_reader import processor_fields
 from instructrec_jax.extras import require
 
 if TYPE_CHECKING:
@@ -92,15 +93,7 @@ def read_preprocessing(folder: Path) -> Preprocessing:
 
     Raises ValueError for a missing file, and for a processor or setting that is not implemented.
     """
-    file, whole = folder / "preprocessor_config.json", folder / "processor_config.json"
-    fields = read_fields(file) if file.is_file() else None
-    if fields is None and whole.is_file():
-        fields = read_fields(whole).object("image_processor")
-    if fields is None:
-        raise ValueError(
-            f"{folder} has no preprocessor_config.json, which says how pictures become pixels: copy it from the "
-            "checkpoint."
-        )
+    fields = processor_fields(folder, "image_processor", "pictures become pixels")
     processor = _processor(fields)
     for name, value in fields.values.items():
         if name not in READ | SILENT and value not in (None, False):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from instructrec_jax.backbones.json_fields import Fields, read_fields
+from instructrec_jax.backbones.json_fields import Fields
+from instructrec_jax.data.media.media_reader import processor_fields
 from instructrec_jax.extras import require
 
 EXTRACTOR = "WhisperFeatureExtractor"
@@ -56,15 +57,7 @@ def read_sound_settings(folder: Path) -> SoundSettings:
 
     Raises ValueError for a missing file, and for an extractor or setting that is not implemented.
     """
-    file, whole = folder / "preprocessor_config.json", folder / "processor_config.json"
-    fields = read_fields(file) if file.is_file() else None
-    if fields is None and whole.is_file():
-        fields = read_fields(whole).object("feature_extractor")
-    if fields is None:
-        raise ValueError(
-            f"{folder} has no preprocessor_config.json, which says how sounds become numbers: copy it from the "
-            "checkpoint."
-        )
+    fields = processor_fields(folder, "feature_extractor", "sounds become numbers")
     if fields.text("feature_extractor_type") != EXTRACTOR:
         fields.refuse("feature_extractor_type", EXTRACTOR)
     for name, value in fields.values.items():
