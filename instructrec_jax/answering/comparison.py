@@ -31,9 +31,10 @@ from instructrec_jax.runs.bucket import send
 from instructrec_jax.runs.checkpoint_metric import chosen_metric
 from instructrec_jax.runs.ensemble import read_ensemble
 from instructrec_jax.runs.run import Run
-from instructrec_jax.tasks.base import Encoded, Scores, Task
+from instructrec_jax.tasks.base import Encoded, Task
 from instructrec_jax.tasks.encoded_store import encode_again
 from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.tasks.scores import Scores
 
 Groups = Mapping[str, Sequence[Encoded]]
 

@@ -1,13 +1,11 @@
 """Maps the columns of a record to the fields of an `Example`."""
 
-import json
 import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from instructrec_jax.data.column_names import advice as advice_on
 from instructrec_jax.data.conversations import (
     JOINT,
     is_dialogue,
@@ -29,8 +27,8 @@ from instructrec_jax.data.example import (
     is_blank,
     read_tools,
     show,
-    suggest,
 )
+from instructrec_jax.data.field_values import as_number, id_text, missing_column, origin_of, own_words, record_id
 from instructrec_jax.data.labels import Labels, chosen, named
 from instructrec_jax.data.media.picture import Picture
 from instructrec_jax.data.media.picture_references import NO_FILES, PictureFolder, read_sounds, row_pictures
@@ -245,11 +243,11 @@ class FieldMapper:
             candidates=candidates,
             history=() if is_dialogue(history) else self._ids("history", history),
             task=own,
-            id=_record_id(value("id")),
-            origin=_origin(value("origin"), self.fields.origin or ""),
+            id=record_id(value("id")),
+            origin=origin_of(value("origin"), self.fields.origin or ""),
             system=self._text("system", value("system"), True),
             tools=tools,
-            words=_own_words(listed) if isinstance(output, list | tuple) else (),
+            words=own_words(listed) if isinstance(output, list | tuple) else (),
             images=images,
             sounds=sounds,
         )
@@ -270,7 +268,7 @@ class FieldMapper:
         found = {column: look_up(row, column) for column in recipe.columns}
         for column, cell in found.items():
             if cell is _MISSING:
-                raise _missing("messages", column, there)
+                raise missing_column("messages", column, there)
         return join_columns(found, self.ignored_keys)
 
     def _images(
@@ -303,14 +301,14 @@ class FieldMapper:
                 return None
             if recipe.column == name == "instruction" and any(self._has(each, row) for each in ("input", *_MEDIA)):
                 return None  # the input is a text of its own, and a picture or sound needs none
-            raise _missing(name, recipe.column, there)
+            raise missing_column(name, recipe.column, there)
         text = ""
         for fixed, column in recipe.parts:
             text += fixed
             if column is not None:
                 value = look_up(row, column)
                 if value is _MISSING:
-                    raise _missing(name, column, there)
+                    raise missing_column(name, column, there)
                 text += self._filling(name, column, value)
         return text
 
@@ -374,7 +372,7 @@ class FieldMapper:
                 raise BadExample("output", "wrong type", f"expected one {kind}, found {show(value)}.")
             places = [f"output[{number}]" for number in range(len(value))]
             return tuple(
-                named(v, names, p) if names else self._label(v) or _id_text(v, p)
+                named(v, names, p) if names else self._label(v) or id_text(v, p)
                 for v, p in zip(value, places, strict=True)
             )
         if kind == "list":
@@ -387,9 +385,9 @@ class FieldMapper:
         if kind in ("auto", "text") and (label := self._label(value)) is not None:
             return label
         if kind == "text":
-            return _id_text(value, "output")
+            return id_text(value, "output")
         if kind == "number":
-            return check_number(_number(value) if isinstance(value, str) else value, "output")
+            return check_number(as_number(value) if isinstance(value, str) else value, "output")
         if isinstance(value, bool):
             detail = f"found {show(value)}: name both values with fields.label_names: {{0: no, 1: yes}}."
             raise BadExample("output", "wrong type", detail)
@@ -415,85 +413,10 @@ class FieldMapper:
         if not isinstance(value, list | tuple):
             hint = f"set fields.{name} to null if the column is unrelated."
             raise BadExample(name, "wrong type", f"expected a list of ids, found {show(value)}; {hint}")
-        return tuple(_id_text(item, f"{name}[{number}]") for number, item in enumerate(value))
+        return tuple(id_text(item, f"{name}[{number}]") for number, item in enumerate(value))
 
 
 _MAPPED = (
     *("instruction", "input", "output", "messages", "system", "tools"),
     *("candidates", "history", "task", "id", "origin", "image", "audio"),
 )
-
-
-def _missing(name: str, column: str, there: list[str]) -> BadExample:
-    names = ", ".join(str(c) for c in there[:30]) + (", ..." if len(there) > 30 else "")
-    close = suggest(column, [str(c) for c in there])
-    fixed = f' A fixed text needs an equals sign, fields.{name}: "={column}".' if " " in column else ""
-    if {"chosen", "rejected"} <= set(there) and name == column == "instruction":
-        detail = "chosen and rejected hold no prompt of their own: add a column prompt, or write both as lists of "
-        return BadExample(name, "missing column", f"{detail}{{role, content}}. Rejected answers are not trained on.")
-    if {"prompt", "completion", "label"} <= set(there) and name == column:
-        detail = (
-            "label may say whether a completion is good: keep the good rows, then set fields to {instruction: prompt, "
-        )
-        return BadExample(name, "missing column", f"{detail}output: completion, ignore: [label]}}.")
-    shown = advice_on(there) if name == column else ""
-    advice = f"Name the right one in fields.{name}{shown and ', '}{shown}, or rename the column.{fixed}"
-    detail = f"no column {column!r}; the record has {names or 'no columns'}.{close} {advice}"
-    return BadExample(name, "missing column", detail)
-
-
-def _number(value: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return value if "_" in value else kind(value)  # Python reads 1_000 as a number, no one else does
-        except ValueError:
-            continue
-    return value
-
-
-def _id_text(value: object, place: str) -> str:
-    """An id, label or name as text; the file may have it as an integer."""
-    if isinstance(value, float) and value.is_integer():  # a column of whole numbers with gaps
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise BadExample(place, "wrong type", f"expected text or an integer, found {show(value)}.")
-    return check_text(value, place)
-
-
-def _record_id(value: object) -> str:
-    """The name of a record as text, from a column of any type; "" if it is blank."""
-    if value is None or value != value or isinstance(value, str) and not value.strip():  # NaN is not itself
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    try:
-        return check_text(value if isinstance(value, str) else json.dumps(value, default=str), "id")
-    except BadExample as error:
-        hint = "To leave the column out, set fields.id to null."
-        raise BadExample("id", error.reason, f"{error.detail} {hint}") from None
-
-
-def _own_words(listed: object) -> tuple[str, ...]:
-    """The words of a list, if joining them with spaces is not reversible: see `Example.words`."""
-    if not isinstance(listed, list | tuple) or not all(isinstance(word, str) for word in listed):
-        return ()
-    return () if " ".join(listed).split() == list(listed) else tuple(listed)
-
-
-def _origin(value: object, column: str) -> dict[str, str]:
-    """The provenance as a dict: a text under its column's name, numbers as texts, of a list the first entry."""
-    if value is None:
-        return {}
-    if isinstance(value, str) and column != "origin":
-        return {column: value}
-    if not isinstance(value, Mapping):
-        hint = "set fields.origin to null if the column is unrelated."
-        raise BadExample("origin", "wrong type", f"expected an object of texts, found {show(value)}; {hint}")
-    first = {name: one[0] if isinstance(one, list | tuple) and one else one for name, one in value.items()}
-    return {
-        name: str(one) if isinstance(one, int) and not isinstance(one, bool) else one
-        for name, one in first.items()
-        if one is not None and one != []
-    }

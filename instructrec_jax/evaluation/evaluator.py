@@ -8,9 +8,10 @@ import numpy as np
 
 from instructrec_jax.evaluation.tables import Difference, Evaluation, Segment, lower_is_better
 from instructrec_jax.metrics.bootstrap import bootstrap_interval, paired_bootstrap, percentile_interval, resampled
-from instructrec_jax.tasks.base import Encoded, Scores, Task
+from instructrec_jax.tasks.base import Encoded, Task
 from instructrec_jax.tasks.encoded_store import chosen
 from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.tasks.scores import Scores
 
 MeasuredOn = Literal["train", "validation", "validation, which also chose the checkpoint", "test", "the given records"]
 

@@ -13,7 +13,7 @@ from instructrec_jax.evaluation.headline import headline
 from instructrec_jax.evaluation.tables import Evaluation, format_examples, format_table
 from instructrec_jax.files import write_json, write_jsonl
 from instructrec_jax.tasks.answers import Shown
-from instructrec_jax.tasks.base import Scores
+from instructrec_jax.tasks.scores import Scores
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ import numpy as np
 from instructrec_jax.explanation.explain import Explainer, Method
 from instructrec_jax.explanation.words import Words
 from instructrec_jax.metrics.bootstrap import bootstrap_interval, paired_bootstrap
-from instructrec_jax.tasks.base import Encoded, owners_of
+from instructrec_jax.tasks.base import Encoded
 from instructrec_jax.tasks.objective import Choice, Objective
+from instructrec_jax.tasks.scores import owners_of
 
 SHARES = (0.1, 0.2, 0.5)
 RANDOM_ORDERS = 5

@@ -21,7 +21,6 @@ from instructrec_jax.tasks.base import (
     LossInputs,
     Model,
     Network,
-    Scores,
     Task,
     TaskConfig,
     TaskContext,
@@ -29,6 +28,7 @@ from instructrec_jax.tasks.base import (
 )
 from instructrec_jax.tasks.encoded_store import of_task
 from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.tasks.scores import Scores
 
 
 @dataclass

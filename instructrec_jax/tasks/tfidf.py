@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from instructrec_jax.tasks.base import BaselineNotFitted
+from instructrec_jax.tasks.scores import BaselineNotFitted
 
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer

@@ -21,8 +21,9 @@ from instructrec_jax.evaluation.evaluator import (
 from instructrec_jax.evaluation.results import results_of
 from instructrec_jax.evaluation.tables import format_table
 from instructrec_jax.metrics.bootstrap import CorpusMetric, bootstrap_interval, paired_bootstrap
-from instructrec_jax.tasks.base import BaselineNotFitted, Encoded, Scores, Task, owners_of, unless_unfit
+from instructrec_jax.tasks.base import Encoded, Task
 from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.tasks.scores import BaselineNotFitted, Scores, owners_of, unless_unfit
 
 
 def encoded(count: int = 6) -> list[Encoded]:

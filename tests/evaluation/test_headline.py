@@ -4,7 +4,7 @@ import pytest
 
 from instructrec_jax.evaluation.evaluator import ScoredRow
 from instructrec_jax.evaluation.headline import headline
-from instructrec_jax.tasks.base import Scores
+from instructrec_jax.tasks.scores import Scores
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import pytest
 from instructrec_jax.data.example import Example
 from instructrec_jax.evaluation.evaluator import ScoredRow
 from instructrec_jax.evaluation.prompt_variants import format_sensitivity, read_wordings, reworded, sensitivity
-from instructrec_jax.tasks.base import Scores
+from instructrec_jax.tasks.scores import Scores
 
 CASES = [
     Example(instruction="What is it about?", input="a dull film", output="love", id="a"),

@@ -10,7 +10,7 @@ import pytest
 from instructrec_jax.evaluation.evaluator import ScoredRow
 from instructrec_jax.evaluation.results import results_of, show_results
 from instructrec_jax.files import read_json, read_jsonl
-from instructrec_jax.tasks.base import Scores
+from instructrec_jax.tasks.scores import Scores
 
 
 def scores(*values: float, protocol: str = "", owners: Any = None) -> Scores:

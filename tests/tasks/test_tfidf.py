@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from instructrec_jax.tasks.base import BaselineNotFitted
+from instructrec_jax.tasks.scores import BaselineNotFitted
 from instructrec_jax.tasks.tfidf import fitted_tfidf
 
 TEXTS = ["old film film", "new film", "old old book"]

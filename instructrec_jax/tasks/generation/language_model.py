@@ -45,19 +45,18 @@ from instructrec_jax.tasks.base import (
     LossInputs,
     Model,
     Network,
-    Scores,
     Task,
     TaskConfig,
     TaskContext,
     examples_of,
     name_of,
-    owners_of,
 )
 from instructrec_jax.tasks.generation.ngram import KneserNey
 from instructrec_jax.tasks.generation.written_objectives import written_objectives
 from instructrec_jax.tasks.images import are_words, cut_pictured, decode_once, marked, tokenize_pictured, with_pictures
 from instructrec_jax.tasks.objective import Choice, Objective
 from instructrec_jax.tasks.prediction import WINDOW, Predict
+from instructrec_jax.tasks.scores import Scores, owners_of
 from instructrec_jax.tasks.targets import TokenLabels
 from instructrec_jax.tasks.texts import tokenize, too_long
 

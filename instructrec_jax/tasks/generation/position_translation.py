@@ -30,7 +30,6 @@ from instructrec_jax.tasks.base import (
     LossInputs,
     Model,
     Network,
-    Scores,
     Task,
     TaskConfig,
     TaskContext,
@@ -40,6 +39,7 @@ from instructrec_jax.tasks.base import (
 from instructrec_jax.tasks.generation.translation import judge_translations, nearest_translation
 from instructrec_jax.tasks.generation.written_answers import references, scores_of_texts, shown_text
 from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.tasks.scores import Scores
 from instructrec_jax.tasks.texts import tokenize
 
 # Named, because --help shows a setting's comment only where its type is a plain name.

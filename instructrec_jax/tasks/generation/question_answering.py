@@ -8,7 +8,7 @@ import numpy as np
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.metrics.answers import exact_match, f1
-from instructrec_jax.tasks.base import TaskConfig, TaskContext, owners_of
+from instructrec_jax.tasks.base import TaskConfig, TaskContext
 from instructrec_jax.tasks.generation.written_answers import (
     Judgement,
     WritingConfig,
@@ -16,6 +16,7 @@ from instructrec_jax.tasks.generation.written_answers import (
     by_language,
     references,
 )
+from instructrec_jax.tasks.scores import owners_of
 
 
 @TaskConfig.register_subclass("question_answering")

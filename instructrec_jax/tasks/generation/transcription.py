@@ -13,7 +13,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import shown_input
 from instructrec_jax.inference.generation_config import speech_prefix
 from instructrec_jax.metrics.speech import PROTOCOL, error_rates
-from instructrec_jax.tasks.base import Encoded, Scores, TaskConfig, TaskContext, examples_of, name_of
+from instructrec_jax.tasks.base import Encoded, TaskConfig, TaskContext, examples_of, name_of
 from instructrec_jax.tasks.generation.language_model import NextTokens
 from instructrec_jax.tasks.generation.written_answers import (
     Judgement,
@@ -24,6 +24,7 @@ from instructrec_jax.tasks.generation.written_answers import (
     with_one_answer,
 )
 from instructrec_jax.tasks.images import read_images
+from instructrec_jax.tasks.scores import Scores
 
 
 @TaskConfig.register_subclass("transcription")

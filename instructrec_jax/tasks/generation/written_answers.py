@@ -20,9 +20,10 @@ from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.metrics.language import KANA, has_cjk
 from instructrec_jax.tasks.answers import CaseRecord, Shown, ShownOutput
-from instructrec_jax.tasks.base import Encoded, Scores, TaskContext, examples_of, owners_of, unless_unfit
+from instructrec_jax.tasks.base import Encoded, TaskContext, examples_of
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask
 from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.tasks.scores import Scores, owners_of, unless_unfit
 
 Rule = Callable[[Sequence[Example]], list[str]]
 

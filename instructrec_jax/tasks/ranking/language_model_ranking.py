@@ -20,12 +20,13 @@ from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import TemplateName, question
 from instructrec_jax.inference.likelihood import normalized
-from instructrec_jax.tasks.base import Encoded, Scores, Task, TaskConfig, TaskContext, name_of
+from instructrec_jax.tasks.base import Encoded, Task, TaskConfig, TaskContext, name_of
 from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask, TrainOn
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import Target
 from instructrec_jax.tasks.ranking.reranker import RerankingConfig, RerankingTask
+from instructrec_jax.tasks.scores import Scores
 from instructrec_jax.tasks.targets import TokenLabels
 
 MOST_PAIRED = 20  # maximum candidates of a tournament, which asks about every pair twice

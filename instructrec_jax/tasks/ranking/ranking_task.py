@@ -38,10 +38,11 @@ from instructrec_jax.ranking.evaluation import (
 from instructrec_jax.ranking.positions import position_report
 from instructrec_jax.tasks.answers import CaseRecord, ItemsAnswer, RankedItem, Shown
 from instructrec_jax.tasks.averaging import Judged, OutputKind
-from instructrec_jax.tasks.base import Encoded, Scores, Task, TaskConfig, TaskContext, examples_of, owner_of, owners_of
+from instructrec_jax.tasks.base import Encoded, Task, TaskConfig, TaskContext, examples_of
 from instructrec_jax.tasks.objective import Choice, Objective, contrast, refuse_word
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.reasons import asked_for, reason
+from instructrec_jax.tasks.scores import Scores, owner_of, owners_of
 from instructrec_jax.tasks.texts import rendered, tokenize
 
 SEGMENTS = ("wording", "template_wording", "template", "form", "preference", "intention", "language")  # of the origin

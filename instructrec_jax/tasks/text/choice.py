@@ -11,10 +11,11 @@ from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.data.prompts import TemplateName, question
 from instructrec_jax.inference.likelihood import normalized
 from instructrec_jax.tasks.answers import CaseRecord, ChoiceAnswer, Shown
-from instructrec_jax.tasks.base import Encoded, Scores, TaskConfig, TaskContext, examples_of, name_of
+from instructrec_jax.tasks.base import Encoded, TaskConfig, TaskContext, examples_of, name_of
 from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask, NextTokens, TrainOn
 from instructrec_jax.tasks.prediction import WINDOW, Predict
+from instructrec_jax.tasks.scores import Scores
 from instructrec_jax.tasks.text.option_scoring import (
     Options,
     OptionsConfig,

@@ -30,16 +30,9 @@ from instructrec_jax.metrics.classification import (
 from instructrec_jax.metrics.uncertainty import probabilities
 from instructrec_jax.tasks.answers import LabelAnswer, LabelsAnswer
 from instructrec_jax.tasks.averaging import Judged
-from instructrec_jax.tasks.base import (
-    BaselineNotFitted,
-    Encoded,
-    Scores,
-    TaskConfig,
-    TaskContext,
-    examples_of,
-    owners_of,
-)
+from instructrec_jax.tasks.base import Encoded, TaskConfig, TaskContext, examples_of
 from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.tasks.scores import BaselineNotFitted, Scores, owners_of
 from instructrec_jax.tasks.text.sequence_task import SequenceTask, in_blocks, texts_of
 from instructrec_jax.tasks.texts import SentencePairs
 from instructrec_jax.tasks.tfidf import fitted_tfidf

@@ -32,7 +32,6 @@ from instructrec_jax.tasks.base import (
     LossInputs,
     Model,
     Network,
-    Scores,
     Task,
     TaskConfig,
     TaskContext,
@@ -41,6 +40,7 @@ from instructrec_jax.tasks.base import (
 )
 from instructrec_jax.tasks.images import read_images
 from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.tasks.scores import Scores
 from instructrec_jax.tasks.text.option_scoring import Options, choices, option_scores
 from instructrec_jax.tasks.texts import tokenize
 

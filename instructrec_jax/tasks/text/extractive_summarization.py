@@ -22,7 +22,6 @@ from instructrec_jax.tasks.base import (
     LossInputs,
     Model,
     Network,
-    Scores,
     Task,
     TaskConfig,
     TaskContext,
@@ -32,6 +31,7 @@ from instructrec_jax.tasks.base import (
 from instructrec_jax.tasks.generation.summarization import join, joint, judge_summaries, lead, sentences
 from instructrec_jax.tasks.generation.written_answers import references, scores_of_texts, shown_text
 from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.tasks.scores import Scores
 from instructrec_jax.tasks.texts import owners, too_long
 
 LABELS = ["left out", "summary"]

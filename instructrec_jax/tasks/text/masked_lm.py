@@ -20,15 +20,14 @@ from instructrec_jax.tasks.base import (
     LossInputs,
     Model,
     Network,
-    Scores,
     Task,
     TaskConfig,
     TaskContext,
     examples_of,
     name_of,
-    owners_of,
 )
 from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.tasks.scores import Scores, owners_of
 from instructrec_jax.tasks.targets import TokenLabels
 from instructrec_jax.tasks.texts import tokenize
 

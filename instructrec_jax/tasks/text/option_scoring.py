@@ -24,7 +24,8 @@ from instructrec_jax.metrics.classification import (
 )
 from instructrec_jax.metrics.ranking import concatenate, hit_rate, mrr, target_ranks
 from instructrec_jax.tasks.answers import CaseRecord, ChoiceAnswer, Shown, ShownOutput
-from instructrec_jax.tasks.base import Encoded, Scores, TaskConfig, examples_of, owners_of, unless_unfit
+from instructrec_jax.tasks.base import Encoded, TaskConfig, examples_of
+from instructrec_jax.tasks.scores import Scores, owners_of, unless_unfit
 from instructrec_jax.tasks.tfidf import fitted_tfidf
 
 RECALLS = (2, 5)

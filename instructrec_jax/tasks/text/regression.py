@@ -16,15 +16,9 @@ from instructrec_jax.data.prompts import question, shown_input
 from instructrec_jax.metrics.regression import regression_metrics, resampled_correlations
 from instructrec_jax.tasks.answers import NumberAnswer
 from instructrec_jax.tasks.averaging import Judged
-from instructrec_jax.tasks.base import (
-    Encoded,
-    Scores,
-    TaskConfig,
-    TaskContext,
-    examples_of,
-    owners_of,
-)
+from instructrec_jax.tasks.base import Encoded, TaskConfig, TaskContext, examples_of
 from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.tasks.scores import Scores, owners_of
 from instructrec_jax.tasks.text.sequence_task import SequenceTask, in_blocks, texts_of
 from instructrec_jax.tasks.texts import SentencePairs
 from instructrec_jax.tasks.tfidf import fitted_tfidf

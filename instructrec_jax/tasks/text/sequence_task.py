@@ -15,20 +15,11 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
-from instructrec_jax.tasks.base import (
-    Encoded,
-    LossInputs,
-    Model,
-    Network,
-    Scores,
-    Task,
-    TaskContext,
-    name_of,
-    unless_unfit,
-)
+from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Network, Task, TaskContext, name_of
 from instructrec_jax.tasks.images import read_images
 from instructrec_jax.tasks.objective import Choice, Objective, Reading, contrast, one_of, refuse_word
 from instructrec_jax.tasks.prediction import WINDOW, Predict
+from instructrec_jax.tasks.scores import Scores, unless_unfit
 from instructrec_jax.tasks.targets import TextTargets
 from instructrec_jax.tasks.texts import SentencePairs, knows_pairs, tokenize_examples
 

@@ -24,7 +24,6 @@ from instructrec_jax.tasks.base import (
     LossInputs,
     Model,
     Network,
-    Scores,
     Task,
     TaskConfig,
     TaskContext,
@@ -34,6 +33,7 @@ from instructrec_jax.tasks.base import (
 from instructrec_jax.tasks.objective import Choice, Objective, contrast, refuse_word
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import Pooling
+from instructrec_jax.tasks.scores import Scores
 from instructrec_jax.tasks.text.option_scoring import (
     Options,
     OptionsConfig,

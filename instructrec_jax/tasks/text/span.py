@@ -22,7 +22,6 @@ from instructrec_jax.tasks.base import (
     LossInputs,
     Model,
     Network,
-    Scores,
     Task,
     TaskConfig,
     TaskContext,
@@ -33,6 +32,7 @@ from instructrec_jax.tasks.generation.question_answering import judge_answers
 from instructrec_jax.tasks.generation.summarization import sentences
 from instructrec_jax.tasks.generation.written_answers import shown_text
 from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.tasks.scores import Scores
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 OnMissingAnswer = Literal["error", "skip"]

@@ -32,16 +32,15 @@ from instructrec_jax.tasks.base import (
     LossInputs,
     Model,
     Network,
-    Scores,
     Task,
     TaskConfig,
     TaskContext,
     examples_of,
     name_of,
-    owners_of,
 )
 from instructrec_jax.tasks.objective import Choice, Objective, Reading, contrast, one_of
 from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.tasks.scores import Scores, owners_of
 from instructrec_jax.tasks.targets import TokenLabels
 from instructrec_jax.tasks.text.classification import LabelsConfig, check_labels
 from instructrec_jax.tasks.texts import owners

@@ -4,8 +4,8 @@ import pytest
 
 from instructrec_jax.data.example import Example, Message
 from instructrec_jax.data.prompts import answer
-from instructrec_jax.tasks.base import owners_of
 from instructrec_jax.tasks.generation.dialogue import turns
+from instructrec_jax.tasks.scores import owners_of
 
 USER, BOT = "user", "assistant"
 

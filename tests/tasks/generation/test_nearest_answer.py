@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from instructrec_jax.tasks.base import BaselineNotFitted
 from instructrec_jax.tasks.generation.nearest_answer import nearest_answers
+from instructrec_jax.tasks.scores import BaselineNotFitted
 from instructrec_jax.tasks.tfidf import fitted_tfidf
 
 WORDS = "film book war love space crime music old new dull bright long".split()

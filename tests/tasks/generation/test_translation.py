@@ -5,8 +5,8 @@ import pytest
 import sacrebleu
 
 from instructrec_jax.data.example import Example
-from instructrec_jax.tasks.base import BaselineNotFitted
 from instructrec_jax.tasks.generation.translation import judge_translations, nearest_translation
+from instructrec_jax.tasks.scores import BaselineNotFitted
 
 SAID = ["the old film is very good today", "we saw a war film about space", "nothing"]
 TARGETS = [
