@@ -30,7 +30,7 @@ from instructrec_jax.tasks.base import Model
 Weights = Literal["int8", "int4", "nf4"]
 Method = Literal["rtn", "smoothquant", "gptq"]
 WEIGHTS, METHODS = get_args(Weights), get_args(Method)
-ALPHA = 0.5  # SmoothQuant's migration strength: the paper's
+ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9)  # migration strengths of SmoothQuant; the paper has one for a whole network
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Quantization:
     Attributes:
       weights, activations, group: see `adapters.quantized.Format`.
       method: "rtn": round to nearest; "smoothquant": with a divisor for each input, which makes outliers of the
-        activations smaller (Xiao et al., 2023); "gptq": see `gptq`.
+        activations smaller (Xiao et al., 2023), of the strength with the smallest output error of each layer on the
+        calibration texts; "gptq": see `gptq`.
       keep: layers that stay as they are, as in lora.targets.
       keep_above: also those with a larger relative output error, in any layer of a stack; None: none.
       embeddings: whether tables over the vocabulary become int8, row by row.
@@ -102,13 +103,16 @@ def quantized(
     tap = {"gptq": gram, "smoothquant": largest}.get(how.method)
     seen = {} if tap is None else observe(model, mesh, batches, dict.fromkeys(chosen, tap))
     for number in chosen:
-        own = seen.get(number, {})
-        for what, values in (("weights", [np.asarray(plain_kernel(every[number])[...])]), ("inputs", own.values())):
+        inputs = seen.get(number, {}).values()
+        for what, values in (("weights", [np.asarray(plain_kernel(every[number])[...])]), ("inputs", inputs)):
             if not all(np.isfinite(value).all() for value in values):
                 raise ValueError(
                     f"the {what} of {names[number][0]} contain NaN or infinity: choose another checkpoint."
                 )
-        _set(every[number], how, own)
+    if how.method == "smoothquant":
+        seen = _with_divisors(model, mesh, batches, how, seen)
+    for number in chosen:
+        _set(every[number], how, seen.get(number, {}))
     errors = _errors(model, network, mesh, batches, chosen) if batches else {}
     too_far = {
         number for number, found in errors.items() if how.keep_above is not None and found.max() > how.keep_above
@@ -138,14 +142,55 @@ def _pattern(names: Collection[str]) -> str:
     return "|".join(f".*{name}".replace(".", r"\.").replace(r"\.*", ".*", 1) for name in names)
 
 
-def _set(linear: Linear, how: Quantization, seen: Mapping[str, np.ndarray]) -> None:
-    """Puts codes in place of a layer's kernel, layer by layer of a stack."""
+def _with_divisors(
+    model: SplitModel,
+    mesh: DeviceMesh,
+    batches: Sequence[Batch],
+    how: Quantization,
+    seen: Mapping[int, Mapping[str, np.ndarray]],
+) -> dict[int, dict[str, np.ndarray]]:
+    """ "divisors" of each layer, [in] or [layers, in]: those of `ALPHAS` with the smallest error of its outputs.
+
+    Args:
+      seen: place of a layer -> "largest", see `calibration.largest`.
+    """
+    choices, errors = [], []
+    for alpha in ALPHAS:
+        network = model.network
+        every = linears(network.backbone)
+        divisors = {number: _divisors(every[number], own["largest"], alpha) for number, own in seen.items()}
+        for number in seen:
+            _set(every[number], how, {"divisors": divisors[number]})
+        choices.append(divisors)
+        errors.append(_errors(model, network, mesh, batches, list(seen)))
+    best = {number: np.argmin([found[number] for found in errors], axis=0) for number in seen}
+    return {
+        number: {"divisors": np.choose(best[number][..., None], [divisors[number] for divisors in choices])}
+        for number in seen
+    }
+
+
+def _divisors(linear: Linear, largest: np.ndarray, alpha: float) -> np.ndarray:
+    """The divisors of a layer, [in] or [layers, in]."""
+    kernels = _kernels(linear)
+    pairs = zip(kernels, largest.reshape(len(kernels), -1), strict=True)
+    return np.stack([smoothing(kernel, own, alpha) for kernel, own in pairs]).reshape(largest.shape)
+
+
+def _kernels(linear: Linear) -> np.ndarray:
+    """A layer's kernels [layers, in, ..., out] in fp32, one for a layer outside of a stack."""
     kernel = plain_kernel(linear)
     layers, size = inputs_of(linear)
-    kernels = np.asarray(kernel[...], np.float32).reshape(-1, size, *kernel.shape[len(layers) + 1 :])
+    return np.asarray(kernel[...], np.float32).reshape(-1, size, *kernel.shape[len(layers) + 1 :])
+
+
+def _set(linear: Linear, how: Quantization, seen: Mapping[str, np.ndarray]) -> None:
+    """Puts codes in place of a layer's kernel, layer by layer of a stack."""
+    layers, size = inputs_of(linear)
+    kernels = _kernels(linear)
     divisors = None
-    if "largest" in seen:
-        divisors = np.stack([smoothing(k, x) for k, x in zip(kernels, seen["largest"].reshape(-1, size), strict=True)])
+    if "divisors" in seen:
+        divisors = seen["divisors"].reshape(-1, size)
         kernels = kernels * divisors.reshape(*divisors.shape, *(1 for _ in kernels.shape[2:]))
     grams = seen["gram"].reshape(-1, size, size) if "gram" in seen else [None] * len(kernels)
     pairs = [_encoded(how.format, each, own) for each, own in zip(kernels, grams, strict=True)]
@@ -171,16 +216,17 @@ def _encoded(format: Format, kernel: np.ndarray, gram: np.ndarray | None) -> tup
 _encode = jax.jit(encode, static_argnums=0)
 
 
-def smoothing(kernel: np.ndarray, largest: np.ndarray) -> np.ndarray:
+def smoothing(kernel: np.ndarray, largest: np.ndarray, alpha: float) -> np.ndarray:
     """SmoothQuant's divisor of each input, fp32 [in]: max |x|^α / max |w|^(1 - α) (equation 4), 1 where either is 0.
 
     Args:
       kernel: [in, ..., out].
       largest: max |x| of each input on calibration texts, [in].
+      alpha: how much of the activations' range goes to the weights, from 0 to 1.
     """
     weights = np.abs(kernel).reshape(len(kernel), -1).max(1)
     known = (weights > 0) & (largest > 0)
-    ratio = np.where(known, largest, 1) ** ALPHA / np.where(known, weights, 1) ** (1 - ALPHA)
+    ratio = np.where(known, largest, 1) ** alpha / np.where(known, weights, 1) ** (1 - alpha)
     return np.where(known, ratio, 1).astype(np.float32)
 
 
