@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from instructrec_jax.distributed.mesh import DeviceMesh, batch_sharding, data_sh
 from instructrec_jax.hf_types import PretrainedConfig
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import RunData, check_batch
-from instructrec_jax.runs.model import backbone_folder, open_task
+from instructrec_jax.runs.model import SplitModel, backbone_folder, open_task
 from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.kinds import as_language_model
@@ -40,6 +40,7 @@ class CompiledStep:
     Attributes:
       compiled: jax's compiled program, with `memory_analysis()` and `as_text()`.
       state, shardings: the abstract state and its shardings.
+      teachers: the networks of `distil.teachers`, with abstract parameters.
       is_frozen: path of a parameter -> whether it is frozen.
       network: HuggingFace's config of the backbone.
       texts: sizes of a batch's texts.
@@ -51,6 +52,7 @@ class CompiledStep:
     compiled: jax.stages.Compiled
     state: TrainState
     shardings: TrainState
+    teachers: Sequence[SplitModel]
     is_frozen: Callable[[str], bool]
     network: PretrainedConfig
     texts: Texts
@@ -112,6 +114,7 @@ def compile_step(config: Config, folder: Path, mesh: DeviceMesh) -> CompiledStep
         compiled,
         setup.state,
         setup.shardings,
+        setup.teachers,
         setup.model.is_frozen,
         network,
         texts_of(batch, task),

@@ -25,6 +25,7 @@ class Plan:
     Attributes:
       mesh: axis -> size.
       parameters, optimizer, buffers: bytes of the state.
+      teachers: bytes of the networks of `distil.teachers`.
       temporaries: other bytes of the program: activations, gradients, gathered parameters.
       peak: state + batch + temporaries, which must fit into HBM.
       model_flops, hardware_flops: without and with recomputation by remat.
@@ -44,6 +45,7 @@ class Plan:
     tokens: int
     compile_seconds: float
     parameters: int
+    teachers: int
     optimizer: int
     buffers: int
     temporaries: int
@@ -77,6 +79,14 @@ class Plan:
         return self.model_flops / self.step_seconds / self.chip.flops if self.chip else float("nan")
 
 
+def _bytes(arrays: object, shardings: object) -> int:
+    """Bytes of arrays on one device."""
+    return sum(
+        int(np.prod(where.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf, where in zip(jax.tree.leaves(arrays), jax.tree.leaves(shardings), strict=True)
+    )
+
+
 def make_plan(config: Config, folder: Path, topology: str, slices: int) -> Plan:
     """Compiles the step and measures it. Raises ValueError as `topology_devices` and `compile_step`."""
     devices = topology_devices(topology, slices)
@@ -102,16 +112,14 @@ def measure(step: CompiledStep, config: Config, topology: str, mesh: DeviceMesh,
     counted = flops.step_flops(tree, step.is_frozen, step.network, step.texts, tied=step.tied)
     kernel, remat = "splash_mha" in text, config.backbone.remat
     attention_done = counted.attention_with(remat, kernel=kernel) / chips
-    hardware = counted.products_with(remat) / chips + attention_done
+    taught = sum(
+        flops.forward_flops(each.params, each.source.config, step.texts, tied=step.tied) for each in step.teachers
+    )
+    hardware = (counted.products_with(remat) + taught) / chips + attention_done
     traffic, cycles = hlo.memory_traffic(program), hlo.estimated_cycles(program)
 
     def held(part: str) -> int:
-        return sum(
-            int(np.prod(where.shard_shape(leaf.shape))) * leaf.dtype.itemsize
-            for leaf, where in zip(
-                jax.tree.leaves(getattr(step.state, part)), jax.tree.leaves(getattr(step.shardings, part)), strict=True
-            )
-        )
+        return _bytes(getattr(step.state, part), getattr(step.shardings, part))
 
     arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes
     peak = arguments + outputs - memory.alias_size_in_bytes + memory.temp_size_in_bytes
@@ -134,11 +142,12 @@ def measure(step: CompiledStep, config: Config, topology: str, mesh: DeviceMesh,
         tokens=step.texts.tokens + step.texts.target_tokens,
         compile_seconds=step.seconds,
         parameters=held("params") + held("frozen"),
+        teachers=sum(_bytes(each.params, each.shardings) for each in step.teachers),
         optimizer=held("optimizer"),
         buffers=held("buffers"),
         temporaries=memory.temp_size_in_bytes,
         peak=peak,
-        model_flops=counted.model / chips,
+        model_flops=(counted.model + taught) / chips,
         hardware_flops=hardware,
         traffic=traffic,
         collectives=moved,
@@ -182,6 +191,7 @@ def show(plan: Plan) -> str:
         "",
         "HBM per chip, GB",
         f"  parameters        {plan.parameters / GB:10.2f}",
+        *([f"  teachers          {plan.teachers / GB:10.2f}"] if plan.teachers else []),
         f"  optimizer         {plan.optimizer / GB:10.2f}",
         *([f"  buffers           {plan.buffers / GB:10.2f}"] if plan.buffers else []),
         f"  temporaries       {plan.temporaries / GB:10.2f}   (activations, gradients, gathered parameters)",

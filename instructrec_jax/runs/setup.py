@@ -1,6 +1,6 @@
 """The training step and its initial state, built in one place for training, planning, benchmarks and tests."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import buckets
 from instructrec_jax.runs.initial import initial_model
 from instructrec_jax.runs.model import SplitModel, abstract_model, check_trainable
-from instructrec_jax.runs.teachers import open_teachers
+from instructrec_jax.runs.teachers import beside_step, open_teachers
 from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -35,6 +35,7 @@ class TrainingSetup:
     Attributes:
       state: arrays on the mesh; jax.ShapeDtypeStruct in an abstract setup.
       shardings: nested like `state`.
+      teachers: the networks of `distil.teachers`.
       step: (state, batch) -> (state, sums of the log window), see `training.step.make_train_step`.
       predict_with: parameters -> the model, ready for `task.score`.
       optimizer_config: the optimizer's settings, with the default learning rate filled in.
@@ -45,6 +46,7 @@ class TrainingSetup:
     task: Task
     mesh: DeviceMesh
     model: SplitModel
+    teachers: Sequence[SplitModel]
     optimizer: optax.GradientTransformation
     state: TrainState
     shardings: TrainState
@@ -97,6 +99,7 @@ class TrainingSetup:
             buffers = task.refresh(predict_with(model.params)) if task.refresh_every else {}
         state = replace(state, buffers=buffers)
         shardings = state_shardings(state, model.shardings, mesh)
+        teachers = open_teachers(config, task, mesh, are_abstract=abstract)
         step = make_train_step(
             task,
             model.graphdef,
@@ -104,8 +107,10 @@ class TrainingSetup:
             mesh=mesh,
             shardings=shardings,
             accumulation=config.accumulation,
-            teachers=open_teachers(config, task, mesh, are_abstract=abstract),
+            teachers=beside_step(config, task, teachers, mesh, are_abstract=abstract),
         )
         if not abstract:
             state = place(state, shardings)
-        return cls(config, task, mesh, model, optimizer, state, shardings, step, predict_with, chosen, rate_note)
+        return cls(
+            config, task, mesh, model, teachers, optimizer, state, shardings, step, predict_with, chosen, rate_note
+        )

@@ -1,6 +1,7 @@
 """The teachers of a run with `distil.teachers`: frozen networks of other runs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -24,27 +25,37 @@ from instructrec_jax.training.distillation import Arrays, Teachers, check_distil
 RECORD = "teachers.json"
 
 
-def open_teachers(config: Config, task: Task, mesh: DeviceMesh, *, are_abstract: bool = False) -> Teachers | None:
-    """The networks of `distil.teachers` on the mesh (shapes instead of arrays: `are_abstract`); None without.
-
-    Buffers of the loss, such as item vectors, are computed with each teacher once.
+def open_teachers(config: Config, task: Task, mesh: DeviceMesh, *, are_abstract: bool = False) -> list[SplitModel]:
+    """The networks of `distil.teachers` on the mesh (shapes instead of arrays: `are_abstract`).
 
     Raises ValueError for settings without effect or out of range, for a path that is no run directory, and for a
     teacher whose batches would mean something else: another task, labels, items, tokenizer or kind of network.
     """
     check_distil(config.distil, task, config.accumulation)
-    if not config.distil.teachers:
-        return None
-    models: list[SplitModel] = []
-    arrays: list[Arrays] = []
+    models = []
     for path in config.distil.teachers:
         run = _teacher(path, config, task, mesh)
         model = abstract_model(run.config, run.task, run.folder, mesh) if are_abstract else run.model
         if config.distil.hidden and not hasattr(model.network, "backbone"):
             raise ValueError(f"distil.hidden is set, but a {run.kind} network has no backbone: leave it out.")
+        if are_abstract:
+            model = replace(model, params=jax.tree.map(_abstract, model.params, model.shardings))
         models.append(model)
-        params = jax.tree.map(_abstract, model.params, model.shardings) if are_abstract else model.params
-        arrays.append(Arrays(params=params, buffers=_buffers(config, task, model, mesh, are_abstract)))
+    return models
+
+
+def beside_step(
+    config: Config, task: Task, models: Sequence[SplitModel], mesh: DeviceMesh, *, are_abstract: bool = False
+) -> Teachers | None:
+    """The opened teachers as the step reads them; None without any.
+
+    Buffers of the loss, such as item vectors, are computed with each teacher once.
+    """
+    if not models:
+        return None
+    arrays = [
+        Arrays(params=model.params, buffers=_buffers(config, task, model, mesh, are_abstract)) for model in models
+    ]
     return Teachers(config.distil, [model.graphdef for model in models], arrays)
 
 

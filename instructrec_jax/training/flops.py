@@ -135,6 +135,11 @@ def step_flops(
     )
 
 
+def forward_flops(params: Tree, config: PretrainedConfig, texts: Texts, *, tied: bool, backbone: bool = True) -> float:
+    """The FLOPs of a network that is only run, such as a teacher. Arguments as in `step_flops`."""
+    return step_flops(params, lambda path: True, config, texts, tied=tied, backbone=backbone).model
+
+
 def _matrix_size(path: str, value: jax.Array, *, tied: bool) -> int:
     """Parameters of the matrix that a token is multiplied by; 0 for a parameter that is not a matrix.
 

@@ -21,6 +21,7 @@ PLAN = Plan(
     tokens=2048,
     compile_seconds=3.0,
     parameters=10**9,
+    teachers=0,
     optimizer=2 * 10**9,
     buffers=0,
     temporaries=4 * 10**9,

@@ -13,9 +13,14 @@ from tiny_runs import changed, final_parameters, rows, tiny_run, untrained_run
 
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.files import read_json, write_json
+from instructrec_jax.planning.compiled_step import compile_step
+from instructrec_jax.planning.plan_report import Plan, measure, show
 from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.model import open_task
 from instructrec_jax.runs.run import Run
+from instructrec_jax.runs.setup import TrainingSetup
+from instructrec_jax.runs.summary import flops_and_peak
 from instructrec_jax.runs.teachers import keep_teachers, open_teachers
 from instructrec_jax.tasks import ClassificationConfig, RegressionConfig
 from instructrec_jax.training.distillation import DistilConfig
@@ -36,13 +41,40 @@ def opened(config: Config, **how: Any) -> Any:
 def test_teachers_are_the_runs_best_checkpoints(student: Config, finished: Config) -> None:
     teachers = opened(student)
     expected = Run.open(finished.run_dir).model.params
-    for own in teachers.arrays:
-        jax.tree.map(np.testing.assert_array_equal, own["params"], expected)
+    assert len(teachers) == 2
+    for own in teachers:
+        jax.tree.map(np.testing.assert_array_equal, own.params, expected)
     shapes = opened(student, are_abstract=True)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes.arrays) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), teachers.arrays
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), [each.params for each in shapes]) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), [each.params for each in teachers]
     )
-    assert opened(replace(student, distil=DistilConfig())) is None
+    assert opened(replace(student, distil=DistilConfig())) == []
+
+
+def test_teachers_cost_a_forward_pass_each(student: Config) -> None:
+    """Of the run's own network, a third: its backward pass costs twice the forward one."""
+    task, mesh = open_task(student, Path(student.backbone.path)), make_mesh(student.mesh)
+    data = RunData(student).training(task, 8)
+
+    def flops(config: Config) -> float:
+        setup = TrainingSetup.load(config, task, Path(config.backbone.path), mesh)
+        return flops_and_peak(setup, data)[0](1000)
+
+    alone = flops(replace(student, distil=DistilConfig()))
+    assert flops(student) == pytest.approx(alone * (1 + 2 / 3), rel=1e-6)
+
+
+def test_a_plan_counts_teachers(student: Config) -> None:
+    mesh = make_mesh(student.mesh, jax.devices()[:1])
+
+    def plan(config: Config) -> Plan:
+        return measure(compile_step(config, Path(config.backbone.path), mesh), config, "cpu", mesh, 1)
+
+    alone, taught = plan(replace(student, distil=DistilConfig())), plan(student)
+    assert alone.teachers == 0 and taught.teachers == 2 * alone.parameters
+    assert taught.model_flops == pytest.approx(alone.model_flops * (1 + 2 / 3), rel=1e-6)
+    assert taught.hardware_flops > alone.hardware_flops and taught.peak > alone.peak
+    assert "teachers" in show(taught) and "teachers" not in show(alone)
 
 
 def test_teachers_that_do_not_fit_are_named(student: Config, checkpoint: Path, tmp_path: Path) -> None:
