@@ -34,6 +34,7 @@ from instructrec_jax.tasks import (
     MultilabelConfig,
     MultitaskConfig,
     PositionTranslationConfig,
+    PreferenceConfig,
     QuestionAnsweringConfig,
     RegressionConfig,
     RerankerConfig,
@@ -89,6 +90,8 @@ def examples(kind: str, count: int = 32, seed: int = 0) -> list[Example]:
         if kind == "dialogue":
             said = [Message("user", text), Message("assistant", "not good"), Message("user", "very dull")]
             more, text = {"messages": tuple(said)}, ""
+        if kind == "preference":
+            more = {"candidates": tuple(f"{other} dull" for other in SUBJECTS[: 1 + number % 3])}
         made.append(Example(instruction=text, output=output, history=history, id=f"e{number}", task=kind, **more))
     return made
 
@@ -124,6 +127,7 @@ def task_config(kind: str, folder: Path, **settings: Any) -> Any:
         "masked_lm": MaskedLMConfig,
         "language_model": lambda: LanguageModelConfig(template="plain", **settings),
         "choice": lambda: ChoiceConfig(**({"template": "plain", "labels": SUBJECTS} | settings)),
+        "preference": lambda: PreferenceConfig(template="plain", **settings),
         "dialogue": lambda: DialogueConfig(template="plain", **settings),
         "question_answering": lambda: QuestionAnsweringConfig(template="plain", **settings),
         "summarization": lambda: SummarizationConfig(template="plain", **settings),

@@ -89,6 +89,9 @@ CASES = {
     "language_model, bart": Case("bart", mesh=(2, 1, 1, 4)),
     "choice": Case("llama"),
     "choice, llava": Case("llava"),
+    "preference": Case("llama", beside=False),
+    "preference, encoder–decoder": Case("t5", {"loss": "ipo", "beta": 1.0}, beside=False, mesh=(8, 1, 1)),
+    "preference, orpo": Case("gpt2", {"loss": "orpo"}, beside=False, mesh=(2, 1, 1, 4)),
     "dialogue": Case("llama"),
     "dialogue, encoder–decoder": Case("t5"),
     "question_answering": Case("llama"),
@@ -104,7 +107,7 @@ CASES = {
 ALIKE = ("dialogue", "dialogue, encoder–decoder", "summarization", "translation")
 STEPS = (
     *("language_model, gemma3", "choice, llava", "language_model, gpt2", "language_model, bart"),
-    *("retrieval, sampled", "retrieval, full", "sequence, sampled"),
+    *("retrieval, sampled", "retrieval, full", "sequence, sampled", "preference, orpo"),
 )
 SLOW = pytest.mark.slow
 

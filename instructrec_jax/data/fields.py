@@ -68,7 +68,7 @@ class FieldsConfig:
     system: str | None = "system"  # System prompt: a column, a template, or "=a fixed text".
     tools: str | None = "tools"  # Column with the tools that the assistant may call: a list of JSON schemas.
     ignore: list[str] = field(default_factory=list)  # Columns to leave out, and keys of messages: messages.weight.
-    candidates: str | None = "candidates"  # Ids of the items to choose from: a list, or text (see separator).
+    candidates: str | None = "candidates"  # Ids or texts to choose from: a list, or text (see separator; else one).
     history: str | None = "history"  # Ids of items seen, oldest first: list or text (see separator); or earlier turns.
     task: str | None = "task"  # Task name, unless the source sets one.
     id: str | None = "id"  # Name of the record in reports.
@@ -409,7 +409,8 @@ class FieldMapper:
         if value is None:
             return ()
         if isinstance(value, str):
-            value = self._split(name, value) if value.strip() else []
+            whole = name == "candidates" and self.is_named(name) and not self.fields.separator  # such as rejected
+            value = [] if not value.strip() else [value] if whole else self._split(name, value)
         if not isinstance(value, list | tuple):
             hint = f"set fields.{name} to null if the column is unrelated."
             raise BadExample(name, "wrong type", f"expected a list of ids, found {show(value)}; {hint}")

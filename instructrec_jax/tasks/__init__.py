@@ -3,6 +3,7 @@
 from instructrec_jax.tasks.generation.dialogue import DialogueConfig
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig
 from instructrec_jax.tasks.generation.position_translation import PositionTranslationConfig
+from instructrec_jax.tasks.generation.preference import PreferenceConfig
 from instructrec_jax.tasks.generation.question_answering import QuestionAnsweringConfig
 from instructrec_jax.tasks.generation.summarization import SummarizationConfig
 from instructrec_jax.tasks.generation.transcription import TranscriptionConfig
@@ -34,6 +35,7 @@ __all__ = [
     "MultilabelConfig",
     "MultitaskConfig",
     "PositionTranslationConfig",
+    "PreferenceConfig",
     "QuestionAnsweringConfig",
     "RegressionConfig",
     "RerankerConfig",

@@ -395,8 +395,7 @@ def in_microbatches(
     def one(part: tuple[T, DropoutKeys | None]) -> jax.Array:
         return function(nnx.merge(graphdef, params), *part)
 
-    keys = None if dropout is None else microbatches(dropout.tokens, count)
-    found = jax.lax.map(one, (microbatches(rows, count), None if keys is None else DropoutKeys(keys)))
+    found = jax.lax.map(one, microbatches((rows, dropout), count))
     return jnp.moveaxis(found, 0, 1).reshape(-1, *found.shape[2:])
 
 

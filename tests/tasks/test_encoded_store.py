@@ -29,7 +29,7 @@ from instructrec_jax.tasks.encoding import encode_usable
 
 NETWORKS = {"language_model": "llama", "choice": "llama", "dialogue": "llama", "question_answering": "llama"}
 NETWORKS |= {"summarization": "t5", "translation": "llama", "language_model_ranking": "llama"}
-NETWORKS |= {"contrastive": "clip pair", "transcription": "whisper"}
+NETWORKS |= {"preference": "llama", "contrastive": "clip pair", "transcription": "whisper"}
 
 
 def a_task(kind: str, folders: dict[str, Path], tmp_path: Path, **settings: Any) -> Task:

@@ -204,7 +204,9 @@ def test_answers_are_what_an_evaluation_writes(name: str, networks: Any, tmp_pat
     answers, skipped = asker.answers(there)
     assert not skipped
     rows_of_other_forms_are_named(asker)
-    if name.startswith("language_model") and "ranking" not in name:  # an evaluation of it writes no texts
+    if (
+        name.startswith(("language_model", "preference")) and "ranking" not in name
+    ):  # an evaluation of it writes no texts
         assert all(isinstance(answer, TextAnswer) and (answer.log_probability or 0) < 0 for answer in answers)
         return
     own = {record["id"]: record for record in measured if "turn" not in record["id"]}

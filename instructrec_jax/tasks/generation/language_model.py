@@ -309,13 +309,13 @@ class LanguageModelTask(Task):
             z_loss=self.config.z_loss,
             labels=batch.own.labels,
             weights=weights,
-            **_output_layer(model),
+            **output_layer(model),
         )
         return total, jnp.sum(weights)
 
     def soft_outputs(self, model: Network, batch: Batch[TokenLabels], inputs: LossInputs) -> list[SoftOutputs]:
         hidden = model.hidden(batch, inputs.dropout)
-        return [SoftOutputs("classes", hidden, batch.own.weights, **_output_layer(model))]
+        return [SoftOutputs("classes", hidden, batch.own.weights, **output_layer(model))]
 
     def predict(self, model: Network, batch: Batch[TokenLabels]) -> jax.Array:
         """float32 [rows, length or target length, 2], see `label_losses`."""
@@ -431,7 +431,8 @@ def _named(name: str, function: Callable[[], T]) -> T:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _output_layer(model: Network) -> dict[str, Any]:
+def output_layer(model: Network) -> dict[str, Any]:
+    """The arguments of `adapters.losses.linear_cross_entropy` that the model's output layer is."""
     table, bias = model.head.output(model.backbone)
     return {"table": table, "bias": bias, "scale": model.head.spec.scale, "soft_cap": model.head.spec.soft_cap}
 
