@@ -7,6 +7,7 @@
     evaluate RUN --rerank RUN2            also two stages: RUN2 reranks the --retrieve best items of RUN
     evaluate RUN1 RUN2 ... --average probability --out E   an ensemble, beside its members; E is opened like a run
     evaluate RUN --wordings FILE          also the same cases with each prompt variant (line) of FILE
+    evaluate RUN --explanations 30        also explanations, and how faithful they are, in the report of the run
     evaluate RUN --lm_eval TASK           tasks of EleutherAI's lm-eval instead
 
 Settings can be overridden as in train: `--data.test new.csv` is read with the columns of the run's data.train.
@@ -19,8 +20,12 @@ from instructrec_jax.answering.arguments import evaluate_parser, parse_with_sett
 from instructrec_jax.answering.comparison import Beside, evaluate
 from instructrec_jax.answering.ensembles import How, make_ensemble
 from instructrec_jax.answering.language_model import LanguageModel
+from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.evaluation.prompt_variants import read_wordings
+from instructrec_jax.evaluation.report import write_report
+from instructrec_jax.explanation.overview import explanations
 from instructrec_jax.extras import require
+from instructrec_jax.files import write_json
 from instructrec_jax.runs.bucket import send
 from instructrec_jax.runs.config import main_guard
 from instructrec_jax.runs.run import Run, is_run, open_member
@@ -52,6 +57,11 @@ def main(args: list[str]) -> None:
     )
     run = ensemble(options, out, rest) if several else Run.open(path, rest, step=options.step)
     evaluate(run, out, split=options.split, beside=beside)
+    if options.explanations is not None:
+        folder = path if is_run(path) and not several else out
+        with heartbeat(f"explaining {options.explanations} examples"):
+            write_json(folder / "explanations.json", explanations(run, options.explanations))
+        print(f"written: {write_report(folder)}, with explanations")
 
 
 def ensemble(options: Namespace, out: Path, settings: list[str]) -> Run:

@@ -38,6 +38,7 @@ ELSEWHERE = {
     "runs/initial": "answering/test_beginning.py",
     "runs/stored": "answering/test_beginning.py",
     "tasks/scores": "evaluation/test_evaluator.py",
+    "evaluation/explained": "explanation/test_overview.py",
     "tasks/text/regression": "tasks/text/test_classification.py",
     "tasks/text/sequence_task": "tasks/text/test_classification.py",
     "answering/ensembles": "runs/test_ensemble.py",

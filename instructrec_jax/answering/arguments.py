@@ -124,6 +124,8 @@ def evaluate_parser(doc: str) -> argparse.ArgumentParser:
     add("--lm_eval_tasks", type=Path, metavar="FOLDER", help="folder of your own lm-eval tasks (YAML)")
     add("--limit", type=int, help="number of examples per lm-eval task; default: all")
     add("--no_baselines", action="store_true", help="do not score baselines")
+    explained = "explain N examples of data.validation, in the report of the run"
+    add("--explanations", type=int, metavar="N", help=explained)
     return parser
 
 

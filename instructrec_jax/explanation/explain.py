@@ -109,6 +109,15 @@ class Explainer:
             found += [self.one(method, objective, encoded, words) for method in self.methods]
         return found
 
+    def of_validation(self, limit: int) -> list[Explanation]:
+        """The explanations of `drawn` examples of data.validation: of the first objective of each, by each method."""
+        found = []
+        for encoded in drawn(self.run, limit).values():
+            objective = self.run.task.objectives(self.asker.predict, encoded, Choice())[0]
+            words = self.words(objective, encoded)
+            found += [self.one(method, objective, encoded, words) for method in self.methods]
+        return found
+
     def words(self, objective: Objective, encoded: Encoded) -> Words:
         tokenizer = self.run.task.context.tokenizer
         return read_words(objective.text(encoded).text, objective.readings(encoded.example), tokenizer)
@@ -171,6 +180,13 @@ class Explainer:
         if not np.isfinite(found).all():
             raise ValueError("the model's outputs are not finite: the run diverged. Train it again.")
         return np.array(found)
+
+
+def drawn(run: Run, limit: int) -> dict[int, Encoded]:
+    """`limit` examples of data.validation, drawn with the run's seed, by their numbers, in order."""
+    cases = run.data.cases(run.task, "validation")
+    numbers = np.random.default_rng(run.config.seed).permutation(len(cases))[:limit]
+    return {number: cases[number] for number in np.sort(numbers).tolist()}
 
 
 def _summed(about: Explanation, words: Words, found: Attributed) -> Explanation:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from instructrec_jax.explanation.explain import Explainer, Method
+from instructrec_jax.explanation.explain import Explainer, Method, drawn
 from instructrec_jax.explanation.words import Words
 from instructrec_jax.metrics.bootstrap import bootstrap_interval, paired_bootstrap
 from instructrec_jax.tasks.base import Encoded
@@ -75,17 +75,15 @@ def faithfulness(explainer: Explainer, choice: Choice, limit: int = 100) -> Fait
     Raises ValueError for a run without validation data, or with fewer than two usable examples.
     """
     run = explainer.run
-    cases = run.data.cases(run.task, "validation")
     if limit < 2:
-        raise ValueError(f"--limit is {limit}, but intervals need at least 2 examples.")
+        raise ValueError(f"faithfulness is asked of {limit} examples, but intervals need at least 2.")
+    cases = drawn(run, limit)
     if len(cases) < 2:
-        raise ValueError("--faithful needs at least two examples in data.validation.")
-    drawn = np.random.default_rng(run.config.seed).permutation(len(cases))[:limit]
+        raise ValueError("faithfulness needs at least two examples in data.validation.")
     measured: list[np.ndarray] = []
     used: list[Encoded] = []
     unit = ""
-    for number in np.sort(drawn).tolist():
-        encoded = cases[number]
+    for number, encoded in cases.items():
         objective = run.task.objectives(explainer.asker.predict, encoded, choice)[0]
         words = explainer.words(objective, encoded)
         if len(words.words) < 2:
@@ -108,7 +106,7 @@ def faithfulness(explainer: Explainer, choice: Choice, limit: int = 100) -> Fait
         for place, method in enumerate(explainer.methods)
     ]
     means = values[:, -1].mean(0)
-    return Faithfulness(tuple(rows), (float(means[0]), float(means[1])), len(used), len(drawn) - len(used), unit)
+    return Faithfulness(tuple(rows), (float(means[0]), float(means[1])), len(used), len(cases) - len(used), unit)
 
 
 def measure(

@@ -1,0 +1,49 @@
+"""explanations.json: what `evaluate --explanations` writes, and the report shows."""
+
+from typing import NotRequired, TypedDict
+
+
+class MeasuredMethod(TypedDict):
+    """A method of explanation: its values and their differences to random orders as text, and whether it beats them."""
+
+    name: str
+    comprehensiveness: str
+    more: str
+    sufficiency: str
+    less: str
+    beats_random: bool
+
+
+class ShadedText(TypedDict):
+    """An explained text: its pieces in order, each with a shade from −1 to 1; null: a piece of no word."""
+
+    target: str
+    value: float
+    unit: str
+    pieces: list[tuple[str, float | None]]
+
+
+class PushingWord(TypedDict):
+    """A word's mean score over the texts that have it."""
+
+    word: str
+    score: float
+    texts: int
+
+
+class PushedTarget(TypedDict):
+    """The words with the largest mean scores for one predicted target, either way."""
+
+    target: str
+    words: list[PushingWord]
+
+
+class Explanations(TypedDict):
+    """See `explanation.overview`. `method` is that of texts and targets; without it none beats random orders."""
+
+    texts_measured: int
+    random: tuple[str, str]
+    methods: list[MeasuredMethod]
+    method: NotRequired[str]
+    texts: list[ShadedText]
+    targets: list[PushedTarget]
