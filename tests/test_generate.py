@@ -80,7 +80,7 @@ def test_prompts_are_written_as_in_training(folder: Path, model: LanguageModel) 
     example = Example(instruction="Say yes", input="now", output="yes")
     (encoded,) = model.task.encode([example])
     begins = int(np.flatnonzero(encoded.target.supervised)[0]) + 1
-    np.testing.assert_array_equal(model.tokenize(example, "x", raw=False), encoded.text.tokens[:begins])
+    np.testing.assert_array_equal(model.read(example, "x", raw=False).tokens, encoded.text.tokens[:begins])
     text = model.tokenizer.decode(encoded.text.tokens[1:begins])
     assert text.startswith("Below is an instruction") and text.endswith("### Response:")
     assert model.generate([example], NEW)[0].text == expected(folder, text)

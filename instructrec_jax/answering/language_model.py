@@ -8,7 +8,6 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from instructrec_jax.backbones.folder import read_config
@@ -94,9 +93,12 @@ class LanguageModel:
           pictures: of a prompt that is a text.
         """
         how = self.task.context.image_tokens
-        if pictures and how is None:
+        given = prompt.media if isinstance(prompt, Example) else pictures
+        if given and how is None:
             ImageTokens.of(read_config(self.folder), self.tokenizer)  # raises where the network reads none
             read_preprocessing(self.folder)  # raises, too
+        if isinstance(prompt, Example) and prompt.sounds:
+            raise ValueError(f"{name}: it has a sound, but prompts have words and pictures: transcribe with predict.")
         if not raw:
             example = prompt if isinstance(prompt, Example) else Example(instruction=prompt, images=tuple(pictures))
             return self.task.prompts([replace(example, id=name)])[0]
@@ -110,13 +112,6 @@ class LanguageModel:
             return Text(ids)
         example = Example(instruction=prompt, images=tuple(pictures), id=name)
         return with_pictures(Text(how.expand(ids, len(pictures))[0]), example, self.task.context)
-
-    def tokenize(self, prompt: str | Example, name: str, *, raw: bool) -> np.ndarray:
-        """int32 [tokens] of a prompt without pictures; errors call it `name`."""
-        text = self.read(prompt, name, raw=raw)
-        if text.images is not None:
-            raise ValueError(f"{name} has pictures, which are not read here.")
-        return text.tokens
 
     def generate(
         self,

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from instructrec_jax.data.conversations import read_messages
 from instructrec_jax.data.example import BadExample, Example, read_tools
+from instructrec_jax.data.media.picture_references import NO_FILES, row_pictures
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.service.errors import ServiceError
 from instructrec_jax.service.routes.parts import Asked
@@ -93,7 +94,8 @@ class _Sampling(Asked):
 
 
 class ChatRequest(_Sampling):
-    """A conversation whose next turn is asked for. `enable_thinking` and the like go to the run's template."""
+    """A conversation whose next turn is asked for. Its messages may have parts with pictures, as data URIs:
+    `{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}`. `enable_thinking` and the like go to the run's template."""
 
     messages: list[dict[str, object]] = Field(min_length=1)
     tools: list[dict[str, object]] | None = None
@@ -106,10 +108,17 @@ class ChatRequest(_Sampling):
     parallel_tool_calls: bool | None = None
 
     def example(self, messages: list[dict[str, object]]) -> Example:
-        """The conversation of the (masked) messages. Raises ServiceError (422) naming a message that is not one."""
+        """The conversation of the (masked) messages, with the pictures of their parts.
+
+        Raises ServiceError (422) naming a message that is not one, or a part without a picture.
+        """
         try:
-            turns = read_messages(messages, True, frozenset({"name", "refusal"}))
-            return Example(messages=turns, instruction="", tools=read_tools(self.tools))
+            said, pictures = row_pictures({}, messages, NO_FILES)
+        except BadExample as error:
+            raise ServiceError(422, f"{error.field}: {error.detail}", param=error.field, code="invalid") from None
+        try:
+            turns = read_messages(said, True, frozenset({"name", "refusal"}))
+            return Example(messages=turns, instruction="", tools=read_tools(self.tools), images=pictures)
         except BadExample as error:
             message = f"{error.field}: {error.reason}."  # without the detail, which quotes what was said
             raise ServiceError(422, message, param=error.field, code="invalid") from None

@@ -1,0 +1,38 @@
+"""Pictures in requests: how many and how large, checked before anything is decoded."""
+
+from collections.abc import Iterator
+
+from instructrec_jax.data.media.picture_references import inline_media
+from instructrec_jax.data.media.pictures import size_of
+from instructrec_jax.service.errors import ServiceError
+from instructrec_jax.service.settings import LimitsConfig
+
+
+def check_pictures(value: object, limits: LimitsConfig) -> None:
+    """Checks the pictures in a part of a request, wherever they stand.
+
+    Raises ServiceError (422) for more of them, or a larger one, than the limits allow. What is no picture passes.
+    """
+    found = [(place, data) for place, text in _texts(value, "") if (data := inline_media(text)) is not None]
+    if len(found) > limits.pictures:
+        message = f"the request has {len(found)} pictures; at most {limits.pictures} (limits.pictures)."
+        raise ServiceError(422, message, code="limit")
+    for place, data in found:
+        size = size_of(data)
+        if size is not None and size[0] * size[1] > limits.pixels:
+            message = (
+                f"{place}: {size[0]:,} × {size[1]:,} pixels; at most {limits.pixels:,} (limits.pixels): shrink it."
+            )
+            raise ServiceError(422, message, code="limit")
+
+
+def _texts(value: object, place: str) -> Iterator[tuple[str, str]]:
+    """(place, text) of each text in a JSON value."""
+    if isinstance(value, str):
+        yield place or "input", value
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield from _texts(each, f"{place}.{name}" if place else str(name))
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            yield from _texts(each, f"{place}[{number}]")
