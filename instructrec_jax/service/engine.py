@@ -2,8 +2,8 @@
 
 One thread works on the devices. In each round it reads at most one chunk, or one picture, of one prompt and chooses one
 token for every answer under way, so a long prompt delays the others by a chunk at a time. (Prompts whose tokens attend
-to later ones are read as a whole: those of PaliGemma, and those with pictures of Gemma 3.) Texts and stop sequences of a step are dealt
-with while the devices compute the next.
+to later ones are read as a whole: those of PaliGemma, and those with pictures of Gemma 3.) Texts and stop sequences of
+a step are dealt with while the devices compute the next.
 """
 
 import logging
@@ -133,6 +133,7 @@ class Engine(Generic[Network]):
         self.writer, self.settings = writer, settings
         self._pair = decoder.encoder_decoder
         self._slots = Slots(decoder, params, slots=settings.slots, capacity=self.capacity, chunk=settings.chunk)
+        self._sees, self._together = self._slots.sees, self._slots.together
         self._rows = Rows(settings.slots)
         self._prefixes = Prefixes(settings.prefix_bytes)
         self._free = list(range(settings.slots))
@@ -197,11 +198,10 @@ class Engine(Generic[Network]):
         return stream
 
     def _note_images(self, request: _Request, images: TextImages | None) -> None:
-        together = self._slots.together
-        request.whole = together == "prompt" or (together == "image" and images is not None)
+        request.whole = self._together == "prompt" or (self._together == "image" and images is not None)
         if images is None:
             return
-        if not self._slots.sees:
+        if not self._sees:
             raise ValueError("the network reads no images beside words.")
         request.images, first = images, images.vectors * np.arange(len(images.pictures))
         request.starts = np.flatnonzero(np.isin(images.places, first)).tolist()

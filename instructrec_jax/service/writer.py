@@ -48,8 +48,10 @@ class ServedWriter:
         try:
             for prompt in prompts:
                 for number in range(n):
-                    more = {"number": number, "exact": exact, "top_logprobs": top}
-                    streams.append(self.engine.submit(prompt.tokens, config, images=prompt.images, **more))
+                    stream = self.engine.submit(
+                        prompt.tokens, config, number=number, exact=exact, top_logprobs=top, images=prompt.images
+                    )
+                    streams.append(stream)
         except Exception:
             for stream in streams:
                 stream.cancel()

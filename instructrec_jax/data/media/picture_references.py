@@ -141,7 +141,7 @@ def _written_out(value: str, place: str) -> bytes | None:
 
 
 def inline_media(value: str) -> bytes | None:
-    """The bytes of a picture or sound that is written out in a text (a data URI or base64); None: it is another text."""
+    """The bytes of a picture or sound that a text holds (a data URI or base64); None: it is another text."""
     if value.startswith("data:") and not _MEDIA_URI.match(value):
         return None
     try:

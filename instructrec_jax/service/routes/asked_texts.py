@@ -94,8 +94,11 @@ class _Sampling(Asked):
 
 
 class ChatRequest(_Sampling):
-    """A conversation whose next turn is asked for. Its messages may have parts with pictures, as data URIs:
-    `{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}`. `enable_thinking` and the like go to the run's template."""
+    """A conversation whose next turn is asked for. `enable_thinking` and the like go to the run's template.
+
+    Messages may have parts with pictures, as data URIs:
+    `{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}`.
+    """
 
     messages: list[dict[str, object]] = Field(min_length=1)
     tools: list[dict[str, object]] | None = None

@@ -45,8 +45,8 @@ def shown_pairs(encoded: Sequence[Encoded], outputs: np.ndarray, places: np.ndar
             for n in _best(by_caption)
         ]
         own = _picture(encoded[place])
-        shown: Shown = {"instruction": own["name"], "wanted": said[place], "answers": answers}
-        found.append({**shown, "pictures": [own], "nearest": nearest})
+        shown: Shown = {"instruction": own["name"], "wanted": said[place], "answers": answers, "pictures": [own]}
+        found.append(shown | {"nearest": nearest})
     return found
 
 
