@@ -105,8 +105,9 @@ async def chat(asked: ChatRequest, request: Request, service: Running, noted: No
     """The next turn of a conversation, rendered with the run's template."""
     model = service.model(asked.model, "chat", noted)
     writer = model.writer
-    check_pictures(asked.messages, service.config.limits)
-    example, new_tokens = asked.example(await hidden.mask(asked.messages)), asked.new_tokens
+    check_pictures(asked.messages, service.config.limits, "messages")
+    messages, pictures = asked.apart()
+    example, new_tokens = asked.example(await hidden.mask(messages), pictures), asked.new_tokens
     prompts = await _tokenized(lambda: [writer.chat(example)])
     config = writer.fitted(asked.config(new_tokens, service.config.limits), prompts, new_tokens is not None)
     service.drift(model).answered(render(example))
