@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,22 +46,18 @@ def asked(text: str, *urls: str, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def world(
-    seeing: dict[str, Path], language_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[SimpleNamespace]:
+def world(seeing: dict[str, Path], language_models: dict[str, Path]) -> Iterator[SimpleNamespace]:
     models = [ModelConfig(str(seeing[kind]), name=kind, settings=PLAIN) for kind in KINDS]
     models.append(ModelConfig(str(language_models["llama"]), name="blind"))
-    log = tmp_path_factory.mktemp("log") / "log.jsonl"
     config = ServeConfig(
         models=models,
         limits=LimitsConfig(pixels=40_000),
         engine=EngineSettings(slots=4, capacity=96, chunk=16),
         mask=PrivacyConfig(kinds=["all"]),
-        log=str(log),
     )
     with live(make_app(open_service(config))) as url, httpx.Client(base_url=url, timeout=60) as client:
         opened = {kind: LanguageModel(seeing[kind], PLAIN) for kind in KINDS}
-        yield SimpleNamespace(client=client, opened=opened, log=log)
+        yield SimpleNamespace(client=client, opened=opened)
 
 
 def said(world: SimpleNamespace, body: dict[str, Any]) -> str:
@@ -123,16 +120,19 @@ def test_bad_pictures_are_named_and_nothing_is_fetched(world: SimpleNamespace) -
     assert said(world, asked("a film", uri(whole), model="llava")) is not None
 
 
-def test_masking_leaves_pictures_and_nothing_is_logged(world: SimpleNamespace) -> None:
+def test_masking_leaves_pictures_and_nothing_is_logged(
+    world: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
     """Digits of base64 look like numbers of cards; the text beside is masked all the same."""
+    caplog.set_level(logging.INFO)
     rng = random.Random(0)
     for seed in range(8):
         body = asked("write to ann.lee@example.com", uri(png(rng.randrange(1000))), model="llava")
         plain = asked("write to <EMAIL_1>", body["messages"][0]["content"][0]["image_url"]["url"], model="llava")
         assert said(world, body) == said(world, plain), seed
     refusal(world, asked("x", uri(png(1)[:90]), model="llava"))
-    kept = world.log.read_text()
-    assert '"status"' in kept and "iVBOR" not in kept and "base64" not in kept
+    kept = "".join(str(record.__dict__) for record in caplog.records)
+    assert "/v1/chat/completions" in kept and "iVBOR" not in kept and "base64" not in kept
 
 
 def test_a_small_file_may_not_claim_many_pixels() -> None:

@@ -5,10 +5,21 @@ import io
 
 from instructrec_jax.data.media.picture import Picture, Sound
 from instructrec_jax.data.media.pictures import decoded, on_white
+from instructrec_jax.extras import require
 
 SIDE = 128  # pixels of the longer side at most
 QUALITY = 85  # of JPEG: 3 to 6 kB
 START = "data:image/jpeg;base64,"
+
+
+def blank_picture() -> Picture:
+    """A white picture, for programs that are compiled before there is any other."""
+    require("PIL", "pictures")
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "white").save(file, format="PNG")
+    return Picture.of(file.getvalue())
 
 
 def thumbnail(picture: Picture, side: int = SIDE) -> str:

@@ -169,8 +169,10 @@ class ContrastiveTask(Task):
         return PairTarget(said, example.images[0].digest)
 
     def _tokens(self, captions: Sequence[str], name: str = "the caption {!r}") -> list[Text | None]:
-        """The captions as the text network reads them; None: dropped as too long."""
-        names = [name.format(caption) for caption in captions]
+        return self.captions(captions, [name.format(caption) for caption in captions])
+
+    def captions(self, captions: Sequence[str], names: Sequence[str]) -> list[Text | None]:
+        """Captions, which errors call by their `names`, as the text network reads them; None: dropped as too long."""
         texts = tokenize(captions, names, self._captions_context)
         return [text and self._ended(text, name) for text, name in zip(texts, names, strict=True)]
 
