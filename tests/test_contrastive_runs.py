@@ -145,6 +145,29 @@ def test_the_service_compares_pictures_and_texts(tuned: Config, tmp_path: Path) 
     )
 
 
+@pytest.mark.parametrize("kind", ["CLIPText", "SiglipText"])
+def test_a_text_network_alone_gives_the_vectors_of_transformers(kind: str, tuned: Config, tmp_path: Path) -> None:
+    """CLIP's at the end of each text, SigLIP's of texts that are padded to their full length."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tuned.backbone.path)
+    sizes: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+    ids = dict(vocab_size=len(tokenizer), eos_token_id=tokenizer.sep_token_id, pad_token_id=0, bos_token_id=2)
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(max_position_embeddings=24, **sizes, **ids)
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    model.save_pretrained(tmp_path / "network")
+    tokenizer.save_pretrained(tmp_path / "network")
+    texts = ["a love film", "war", "a good film about war and music"]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    arguments = ["--vectors", "--input", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.npy")]
+    predict.main([str(tmp_path / "network"), *arguments])
+    padding = dict(padding="max_length", max_length=24) if kind == "SiglipText" else dict(padding=True)
+    inputs = tokenizer(texts, return_tensors="pt", **padding)
+    mask = {"attention_mask": inputs["attention_mask"]} if kind == "CLIPText" else {}
+    with torch.no_grad():
+        expected = model(inputs["input_ids"], **mask).pooler_output.numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-5)
+
+
 def _exported(config: Config, folder: Path) -> Path:
     export(config.run_dir, folder / "exported")
     return folder / "exported"

@@ -24,6 +24,7 @@ from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.backbones.folder import find_family, read_config, read_pooling
 from instructrec_jax.backbones.reading import input_limit
 from instructrec_jax.backbones.sentence_vectors import read_projection
+from instructrec_jax.backbones.towers import TextTower
 from instructrec_jax.data.batch import Batch, Text
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.media.picture import Picture, Sound
@@ -168,7 +169,10 @@ def embedder(
             return network.head(hidden, segment_ids, batch.images, segments)
         if isinstance(network.head, RetrievalHead):
             return network.head(hidden, segment_ids, segments)
-        vectors = pool_segments(hidden, segment_ids, spec.mode, segments).astype(jnp.float32)
+        pooled = pool_segments(hidden, segment_ids, spec.mode, segments)
+        if isinstance(network.backbone, TextTower):
+            pooled = network.backbone.pool(pooled)
+        vectors = pooled.astype(jnp.float32)
         vectors = vectors if projection is None else vectors @ projection
         return unit_length(vectors) if spec.normalize else vectors
 

@@ -18,13 +18,16 @@ def bad_picture(error: BadExample) -> ServiceError:
     return ServiceError(422, message, param=error.field, code="invalid")
 
 
-def check_pictures(value: object, limits: LimitsConfig, name: str) -> None:
+def check_pictures(value: object, limits: LimitsConfig, name: str, *, together: bool = False) -> None:
     """Checks the pictures in a field of a request, wherever they stand in it.
+
+    Args:
+      together: whether they are of one prompt, which `limits.pictures` is for.
 
     Raises ServiceError (422) for more of them, or a larger one, than the limits allow. What is no picture passes.
     """
     found = [(place, data) for place, text in _texts(value, name) if (data := inline_media(text)) is not None]
-    if len(found) > limits.pictures:
+    if together and len(found) > limits.pictures:
         message = f"the request has {len(found)} pictures; at most {limits.pictures} (limits.pictures)."
         raise ServiceError(422, message, code="limit")
     for place, data in found:

@@ -104,6 +104,7 @@ class TaskContext:
     vocab_size: int | None = None  # rows of the word embeddings; None: one per token of the tokenizer
     pixels: MediaReader | None = None  # what makes arrays of pictures or sounds; None: the network reads none
     batch_size: int | None = None  # examples of a training batch; None: a batch is rows
+    pad_to: int | None = None  # tokens that every text is padded to; None: it is not padded
     image_tokens: ImageTokens | None = None  # how pictures stand between words; None: not there
     prompt_type: int = 0  # the token type of a prompt's tokens: see `backbones.family.Backbone`
 

@@ -105,7 +105,7 @@ async def chat(asked: ChatRequest, request: Request, service: Running, noted: No
     """The next turn of a conversation, rendered with the run's template."""
     model = service.model(asked.model, "chat", noted)
     writer = model.writer
-    check_pictures(asked.messages, service.config.limits, "messages")
+    check_pictures(asked.messages, service.config.limits, "messages", together=True)
     messages, pictures = asked.apart()
     example, new_tokens = asked.example(await hidden.mask(messages), pictures), asked.new_tokens
     prompts = await _tokenized(lambda: [writer.chat(example)])
