@@ -97,7 +97,7 @@ def compare(model: str, tolerance: float, seed: int) -> bool:
         kind, head, head_report = None, None, reading.LoadReport()
     report = loaded.report + head_report
     pairs, hears = loaded.family.kind == "encoder_decoder", loaded.family.sounds or loaded.family.kind == "sound"
-    torch_class = (
+    torch_class: Any = (
         SOUND_CLASSES[kind]
         if hears
         else transformers.AutoModelForSeq2SeqLM
@@ -218,9 +218,7 @@ def make_batch(loaded: Any, rng: np.random.Generator, lengths: list[int]) -> dic
     config = loaded.config.get_text_config()
     padding, unknown = padding_id(loaded.config), {loaded.module.image_token_id} - {None}
     tokens = rng.choice([n for n in range(config.vocab_size) if n not in {padding, *unknown}], (rows, length))
-    if isinstance(
-        loaded.module, TextTower
-    ):  # texts end with the token at which CLIP's vector is read, the largest here
+    if isinstance(loaded.module, TextTower):  # a text ends where CLIP's vector is read, here at the largest id
         last = place == np.array(lengths)[:, None] - 1
         tokens = np.where(last, config.vocab_size - 1, np.minimum(tokens, config.vocab_size - 2))
     types = getattr(config, "type_vocab_size", 1)
