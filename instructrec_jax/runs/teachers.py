@@ -6,8 +6,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from instructrec_jax.backbones.family import WORDLESS
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import input_limit
+from instructrec_jax.data.media.media_reader import MediaReader
 from instructrec_jax.distributed.launch import once, place
 from instructrec_jax.distributed.mesh import DeviceMesh, replicated
 from instructrec_jax.evaluation.predictor import predictor
@@ -73,6 +75,8 @@ def _teacher(path: str, config: Config, task: Task, mesh: DeviceMesh) -> Run:
         raise ValueError(f"distil.teachers: {path} is of task.type {run.kind}, but this run of {config.task.name}.")
     if difference := _difference(run.task, task):
         raise ValueError(f"distil.teachers: {path} has other {difference} than this run: use a teacher with the same.")
+    if task.context.kind in WORDLESS:
+        return run
     limit = input_limit(read_config(run.folder))
     if config.data.max_length > limit:
         raise ValueError(
@@ -85,16 +89,25 @@ def _teacher(path: str, config: Config, task: Task, mesh: DeviceMesh) -> Run:
 def _difference(teacher: Task, student: Task) -> str | None:
     """What of the batch would mean something else to the teacher; None: nothing."""
     theirs, mine = teacher.context, student.context
-    if theirs.tokenizer.get_vocab() != mine.tokenizer.get_vocab() or theirs.lower_case != mine.lower_case:
-        return "tokens"
     if (theirs.kind, teacher.max_target_length is None) != (mine.kind, student.max_target_length is None):
         return "inputs"
+    if _arrays(theirs.pixels) != _arrays(mine.pixels):
+        return "pixels of a picture (size, or preprocessor_config.json)"
+    if mine.kind in WORDLESS:
+        return None if _labels(teacher) == _labels(student) else "labels or tasks"
+    if theirs.tokenizer.get_vocab() != mine.tokenizer.get_vocab() or theirs.lower_case != mine.lower_case:
+        return "tokens"
     if _labels(teacher) != _labels(student):
         return "labels or tasks"
     ranking = as_ranking(teacher), as_ranking(student)
     if ranking[0] and ranking[1] and ranking[0].catalogue.fingerprint() != ranking[1].catalogue.fingerprint():
         return "items"
     return None
+
+
+def _arrays(read: MediaReader | None) -> object:
+    """What decides about the arrays that pictures or sounds become."""
+    return None if read is None else (read.shape, getattr(read, "how", None))
 
 
 def _labels(task: Task) -> object:
