@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from instructrec_jax.backbones.family import WORDLESS
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import input_limit
-from instructrec_jax.data.media.media_reader import MediaReader
+from instructrec_jax.data.media.media_reader import form_of
 from instructrec_jax.distributed.launch import once, place
 from instructrec_jax.distributed.mesh import DeviceMesh, replicated
 from instructrec_jax.evaluation.predictor import predictor
@@ -91,7 +91,7 @@ def _difference(teacher: Task, student: Task) -> str | None:
     theirs, mine = teacher.context, student.context
     if (theirs.kind, teacher.max_target_length is None) != (mine.kind, student.max_target_length is None):
         return "inputs"
-    if _arrays(theirs.pixels) != _arrays(mine.pixels):
+    if form_of(theirs.pixels) != form_of(mine.pixels):
         return "pixels of a picture (size, or preprocessor_config.json)"
     if mine.kind in WORDLESS:
         return None if _labels(teacher) == _labels(student) else "labels or tasks"
@@ -103,11 +103,6 @@ def _difference(teacher: Task, student: Task) -> str | None:
     if ranking[0] and ranking[1] and ranking[0].catalogue.fingerprint() != ranking[1].catalogue.fingerprint():
         return "items"
     return None
-
-
-def _arrays(read: MediaReader | None) -> object:
-    """What decides about the arrays that pictures or sounds become."""
-    return None if read is None else (read.shape, getattr(read, "how", None))
 
 
 def _labels(task: Task) -> object:
