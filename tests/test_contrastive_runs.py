@@ -16,6 +16,7 @@ from test_image_runs import COLORS, write_colors
 from tiny_runs import changed, final_parameters, rows
 
 from instructrec_jax import predict, train
+from instructrec_jax.answering.ensembles import ensemble_of
 from instructrec_jax.answering.exporting import export
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.backbones.reading import load_backbone
@@ -166,6 +167,15 @@ def test_a_text_network_alone_gives_the_vectors_of_transformers(kind: str, tuned
     with torch.no_grad():
         expected = model(inputs["input_ids"], **mask).pooler_output.numpy()
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-5)
+
+
+def test_it_has_no_teachers_and_no_ensemble(tuned: Config, tmp_path: Path) -> None:
+    config = changed(tuned, run_dir=str(tmp_path / "run"), distil__teachers=[tuned.run_dir])
+    with pytest.raises(ValueError, match="task.type contrastive has no teachers"):
+        train.train(config)
+    run = Run.open(Path(tuned.run_dir))
+    with pytest.raises(ValueError, match="task contrastive cannot be averaged"):
+        ensemble_of([run, run])
 
 
 def _exported(config: Config, folder: Path) -> Path:

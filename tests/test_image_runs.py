@@ -19,9 +19,12 @@ from tiny_runs import changed, final_parameters, rows
 
 from instructrec_jax import predict, train
 from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.answering.ensembles import ensemble_of
 from instructrec_jax.answering.exporting import export
 from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.backbones.backbone_config import BackboneConfig
+from instructrec_jax.compression.compress import compress
+from instructrec_jax.compression.quantization import Quantization
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.mesh import make_mesh
@@ -187,6 +190,37 @@ def test_what_is_not_there_says_so(verb: str, said: str, tuned: Config) -> None:
     run = Run.open(Path(tuned.run_dir))
     with pytest.raises(ValueError, match=said):
         Explainer(run, ["occlusion"]) if verb == "explain" else run.encode("a text")
+
+
+def test_a_student_learns_from_it_and_an_ensemble_averages_it(
+    tuned: Config, image_networks: dict[str, Path], tmp_path: Path
+) -> None:
+    """Another network as student of the same pixels; both averaged, as their probabilities say; other pixels are said."""
+    config = changed(
+        tuned,
+        run_dir=str(tmp_path / "student"),
+        steps=2,
+        evaluation__every=0,
+        backbone__path=str(image_networks["dinov2"]),
+        distil__teachers=[tuned.run_dir],
+    )
+    with pytest.raises(ValueError, match=r"has other pixels of a picture \(size, or preprocessor_config.json\)"):
+        train.train(config)
+    shutil.copytree(image_networks["dinov2"], tmp_path / "dinov2")
+    shutil.copy(image_networks["vit"] / "preprocessor_config.json", tmp_path / "dinov2")
+    student = changed(config, backbone__path=str(tmp_path / "dinov2"), overwrite=True)
+    train.train(student)
+    both = ensemble_of([Run.open(Path(each.run_dir)) for each in (tuned, student)])
+    records = [{"image": png(number)} for number in range(3)]
+    one, other = (Run.open(Path(each.run_dir)).predict(records) for each in (tuned, student))
+    for said, first, second in zip(both.predict(records), one, other, strict=True):
+        mean = {label: (first.probabilities[label] + second.probabilities[label]) / 2 for label in COLORS}
+        assert said.probabilities == pytest.approx(mean, abs=1e-5)
+
+
+def test_a_smaller_run_is_refused(tuned: Config, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="reads images or sounds.*which compress does not"):
+        compress(tuned.run_dir, tmp_path / "small", Quantization())
 
 
 def test_the_service_classifies_pictures_and_gives_their_vectors(tuned: Config) -> None:

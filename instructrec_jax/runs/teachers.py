@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from instructrec_jax.backbones.family import WORDLESS
+from instructrec_jax.backbones.family import PAIR, WORDLESS
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import input_limit
 from instructrec_jax.data.media.media_reader import form_of
@@ -37,6 +37,11 @@ def open_teachers(config: Config, task: Task, mesh: DeviceMesh, *, are_abstract:
     check_distil(config.distil, task, config.accumulation)
     if not config.distil.teachers:
         return None
+    if task.context.kind == PAIR:
+        raise ValueError(
+            f"distil.teachers: task.type {config.task.name} has no teachers, because it compares vectors of a batch: "
+            "leave them out."
+        )
     models: list[SplitModel] = []
     arrays: list[Arrays] = []
     for path in config.distil.teachers:
