@@ -139,7 +139,7 @@ def test_the_service_compares_pictures_and_texts(tuned: Config, tmp_path: Path) 
     np.testing.assert_allclose([each["embedding"] for each in said], vectors, atol=1e-5)
     assert ranked["results"][0]["index"] == 0
     model = transformers.CLIPModel.from_pretrained(_exported(tuned, tmp_path)).eval()
-    scale = float(model.logit_scale.exp())
+    scale = float(model.logit_scale.detach().exp())
     logits = scale * vectors[1] @ run.encode(captions).T
     assert [answer.candidates[caption] for answer in expected[:1] for caption in captions] == pytest.approx(
         logits, abs=1e-3

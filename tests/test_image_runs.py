@@ -195,7 +195,7 @@ def test_what_is_not_there_says_so(verb: str, said: str, tuned: Config) -> None:
 def test_a_student_learns_from_it_and_an_ensemble_averages_it(
     tuned: Config, image_networks: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Another network as student of the same pixels; both averaged, as their probabilities say; other pixels are said."""
+    """Another network is the student, of the same pixels; both are averaged, as their probabilities say."""
     config = changed(
         tuned,
         run_dir=str(tmp_path / "student"),
