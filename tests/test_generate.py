@@ -338,7 +338,7 @@ def test_a_file_of_prompts_with_pictures(llava: Path, tmp_path: Path) -> None:
         {"prompt": "yes?", "image": "pics/0.png"},
         {"prompt": "<image> or <image>?", "images": ["pics/0.png", "pics/1.png"]},
         {"messages": [{"role": "user", "content": content}]},
-        {"instruction": "yes?", "image": "pics/0.png", "id": 7},
+        {"instruction": "yes?", "image": "pics/0.png", "id": "7"},
         {"instruction": "no picture?"},
     ]
     write_jsonl(tmp_path / "in.jsonl", records)
