@@ -1,7 +1,7 @@
 """Generate text with a language model: `python -m instructrec_jax.generate RUN --prompt TEXT`.
 
     generate RUN --prompt TEXT                   an answer on the terminal, token by token
-    generate LLAVA_FOLDER --image FILE --prompt TEXT   the same about a picture
+    generate RUN --image FILE --prompt TEXT      the same about a picture, with a network that reads pictures
     generate HF_FOLDER --input FILE --out FILE   an answer per record: {"prompt": ...}, or instruction, input, messages
 
 Prompts are rendered with the run's template, as in training; --raw turns this off. Decoding is greedy without
@@ -14,7 +14,7 @@ import sys
 from contextlib import nullcontext
 
 from instructrec_jax.answering.arguments import generate_parser, new_file, parse_with_settings
-from instructrec_jax.answering.language_model import LanguageModel, answer_shares, read_prompts
+from instructrec_jax.answering.language_model import LanguageModel, Prompts, answer_shares, read_prompts, without_bytes
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.files import write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig
@@ -30,11 +30,11 @@ def main(args: list[str]) -> None:
     new_file(options.out)
     catalogue = None if options.catalogue is None else Catalogue.load(options.catalogue)
     if options.image and options.prompt is None:
-        raise ValueError("--image is for --prompt: records with pictures are not read yet.")
+        raise ValueError("--image is for --prompt: a record names its pictures in the column image, or images.")
     if options.prompt is not None:
-        records, prompts, where = [{"prompt": options.prompt}], [options.prompt], ["the prompt"]
+        asked = Prompts([{"prompt": options.prompt}], [options.prompt], ["the prompt"], [options.image])
     else:
-        records, prompts, where = read_prompts(options.input)
+        asked = read_prompts(options.input)
     on_terminal = options.prompt is not None and options.out is None and sys.stdout.isatty() and config.beams == 1
     streams = on_terminal if options.stream is None else options.stream
     model = LanguageModel(options.path, rest, step=options.step)
@@ -46,21 +46,21 @@ def main(args: list[str]) -> None:
         print(piece, end="", flush=True)
 
     has_bar = streams or sys.stderr.isatty()
-    with nullcontext() if has_bar else heartbeat(f"answering {len(prompts):,} prompts"):
+    with nullcontext() if has_bar else heartbeat(f"answering {len(asked.prompts):,} prompts"):
         answers = model.generate(
-            prompts,
+            asked.prompts,
             config,
             raw=options.raw,
-            names=where,
+            names=asked.names,
             show=show if streams else None,
             progress=True,
-            images=[options.image] if options.image else None,
+            images=asked.pictures,
         )
     if streams:
         print()
     written = [
-        record | {"generated": answer.text, "finish": answer.finish}
-        for record, answer in zip(records, answers, strict=True)
+        without_bytes(record) | {"generated": answer.text, "finish": answer.finish}
+        for record, answer in zip(asked.records, answers, strict=True)
     ]
     if catalogue is not None:
         shares = answer_shares(catalogue, written)

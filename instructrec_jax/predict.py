@@ -3,7 +3,7 @@
     predict RUN --input new.csv --out labels.csv        every row with its prediction, beside its own columns
     predict RUN --input new.jsonl --out top.parquet     .jsonl, .csv, .tsv or .parquet
     predict RUN --text "the film was dull"              one text, on the terminal
-    predict HF_FOLDER --vectors --input FILE --out v.npy   embeddings, as sentence-transformers computes them
+    predict HF_FOLDER --vectors --input FILE --out v.npy   embeddings of texts or pictures
     cat new.jsonl | predict RUN --input - | ...         JSON lines from stdin to stdout
 
 For every task: labels and probabilities, numbers, tags, answers with their places, written texts, or the best items.
@@ -69,7 +69,9 @@ def encode_file(options: Namespace, settings: list[str], share: Share) -> Counts
     run = Run.open(options.path, settings if of_run else settings_of(str(options.path)), step=options.step)
     _ = run.embedder  # raises before rows are read
     asked, skip = identity(options, run, settings), options.on_bad_row == "skip"
-    return write_vectors(run.encode, run.mapper, options.input, options.out, asked=asked, skip=skip, share=share)
+    images = run.config.data.train[0].images if run.config.data.train else ""
+    how = {"asked": asked, "skip": skip, "share": share, "images": images}
+    return write_vectors(run.embedder, run.mapper, options.input, options.out, **how)
 
 
 def identity(options: Namespace, run: Run, settings: list[str]) -> dict[str, object]:

@@ -49,6 +49,7 @@ from instructrec_jax.adapters.losses import token_losses
 from instructrec_jax.backbones import reading, writing
 from instructrec_jax.backbones import tensor_names as tensors
 from instructrec_jax.backbones.folder import declared_head, find_folder, read_config
+from instructrec_jax.backbones.towers import TextTower
 
 TOLERANCE = 1e-4
 LONGEST = 2048  # maximum length of a comparison, to keep the check short
@@ -96,7 +97,7 @@ def compare(model: str, tolerance: float, seed: int) -> bool:
         kind, head, head_report = None, None, reading.LoadReport()
     report = loaded.report + head_report
     pairs, hears = loaded.family.kind == "encoder_decoder", loaded.family.sounds or loaded.family.kind == "sound"
-    torch_class = (
+    torch_class: Any = (
         SOUND_CLASSES[kind]
         if hears
         else transformers.AutoModelForSeq2SeqLM
@@ -105,6 +106,8 @@ def compare(model: str, tolerance: float, seed: int) -> bool:
     )
     if kind == "lm" and loaded.module.image_vectors and not hears:
         torch_class = transformers.AutoModelForImageTextToText
+    if loaded.config.model_type == "siglip_text_model":  # AutoModel does not know it
+        torch_class = transformers.SiglipTextModel
     torch_model = torch_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     print(f"{folder}: {loaded.config.model_type}, head: {kind or 'none'}; {report}; pooling: {loaded.pooling}")
 
@@ -180,6 +183,8 @@ def load_head(folder: Path, kind: str | None, loaded: Any) -> tuple[Any, reading
 
 def batches(loaded: Any, kind: str | None, rng: np.random.Generator) -> list[tuple[str, dict[str, np.ndarray]]]:
     pairs = loaded.family.kind == "encoder_decoder"
+    if loaded.family.padded:
+        return [("texts of the full length", make_batch(loaded, rng, [loaded.module.max_length] * 4))]
     longest = min(loaded.module.max_length, LONGEST_LM if pairs or kind == "lm" else LONGEST)
 
     def make(lengths: list[int]) -> dict[str, np.ndarray]:
@@ -213,6 +218,9 @@ def make_batch(loaded: Any, rng: np.random.Generator, lengths: list[int]) -> dic
     config = loaded.config.get_text_config()
     padding, unknown = padding_id(loaded.config), {loaded.module.image_token_id} - {None}
     tokens = rng.choice([n for n in range(config.vocab_size) if n not in {padding, *unknown}], (rows, length))
+    if isinstance(loaded.module, TextTower):  # a text ends where CLIP's vector is read, here at the largest id
+        last = place == np.array(lengths)[:, None] - 1
+        tokens = np.where(last, config.vocab_size - 1, np.minimum(tokens, config.vocab_size - 2))
     types = getattr(config, "type_vocab_size", 1)
     token_types = (place * 2 >= np.array(lengths)[:, None]) & (types > 1)
     if loaded.module.prompt_type:
@@ -283,6 +291,9 @@ def _forward(module: Any, head: Any, kind: str | None, batch: Any) -> dict[str, 
         result = {"hidden": hidden}
     if getattr(module, "pooler", None) is not None:
         result["pooler"] = module.pool(hidden[:, 0])
+    if isinstance(module, TextTower):
+        last = batch["segment_ids"].sum(-1)[:, None, None] - 1
+        result["pooler"] = module.pool(jnp.take_along_axis(hidden, last, axis=1)[:, 0])
     if kind == "sequence":
         result["logits"] = head(module, hidden, batch["segment_ids"], 1)[:, 0]
     elif kind in ("token", "span"):

@@ -1,18 +1,22 @@
 """Contrastive tuning of a CLIP from training to evaluation, prediction and export."""
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
 import transformers
 from flax import nnx
+from live_service import live
 from test_image_runs import COLORS, write_colors
 from tiny_runs import changed, final_parameters, rows
 
 from instructrec_jax import predict, train
+from instructrec_jax.answering.ensembles import ensemble_of
 from instructrec_jax.answering.exporting import export
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.backbones.reading import load_backbone
@@ -29,6 +33,10 @@ from instructrec_jax.runs.run import ANYWHERE, Run
 from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.runs.stored import flat
 from instructrec_jax.runs.summary import flops_and_peak
+from instructrec_jax.service.app import make_app
+from instructrec_jax.service.compilations import Compilations
+from instructrec_jax.service.models import open_service
+from instructrec_jax.service.settings import ModelConfig, ServeConfig
 from instructrec_jax.tasks import ContrastiveConfig
 from instructrec_jax.training.checkpoint import CheckpointConfig
 from instructrec_jax.training.optimizer import OptimizerConfig
@@ -107,6 +115,72 @@ def test_candidates_of_a_row_are_chosen_from(tuned: Config, tmp_path: Path) -> N
     assert [answer.choice for answer in answers] == [row["caption"] for row in read_jsonl(source)]
     with pytest.raises(ValueError, match="no captions to choose from"):
         predict.main([tuned.run_dir, "--input", str(source), "--out", str(tmp_path / "none.jsonl")])
+
+
+def test_the_service_compares_pictures_and_texts(tuned: Config, tmp_path: Path) -> None:
+    """/classify by captions, as `Run.predict`; vectors of both kinds in one space, as `Run.encode`."""
+    run, source = Run.open(Path(tuned.run_dir)), Path(tuned.data.test[0].path)
+    captions = [f"a {word} film" for word in WORDS.values()]
+    data = [(source.parent / row["image"]).read_bytes() for row in read_jsonl(source)][:5]
+    uris = [f"data:image/png;base64,{base64.b64encode(each).decode()}" for each in data]
+    expected = run.predict([{"image": each, "candidates": captions} for each in data])
+    vectors = run.encode([captions[0], {"image": data[0]}, captions[1], {"image": data[1]}])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    with live(make_app(open_service(ServeConfig(models=[ModelConfig(path=tuned.run_dir)])))) as url:
+        with Compilations() as compilations:
+            asked = [{"image": each, "candidates": captions} for each in uris]
+            found = httpx.post(f"{url}/classify", json={"input": asked}, timeout=60).json()["data"]
+            mixed = [captions[0], {"image": uris[0]}, captions[1], {"image": uris[1]}]
+            said = httpx.post(f"{url}/v1/embeddings", json={"input": mixed}, timeout=60).json()["data"]
+            ranked = httpx.post(f"{url}/rerank", json={"query": captions[0], "documents": captions}, timeout=60).json()
+        assert compilations.count == 0
+    assert [each["prediction"] for each in found] == [each.choice for each in expected]
+    assert found[0]["candidates"] == pytest.approx(expected[0].candidates, abs=1e-4)
+    np.testing.assert_allclose([each["embedding"] for each in said], vectors, atol=1e-5)
+    assert ranked["results"][0]["index"] == 0
+    model = transformers.CLIPModel.from_pretrained(_exported(tuned, tmp_path)).eval()
+    scale = float(model.logit_scale.detach().exp())
+    logits = scale * vectors[1] @ run.encode(captions).T
+    assert [answer.candidates[caption] for answer in expected[:1] for caption in captions] == pytest.approx(
+        logits, abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("kind", ["CLIPText", "SiglipText"])
+def test_a_text_network_alone_gives_the_vectors_of_transformers(kind: str, tuned: Config, tmp_path: Path) -> None:
+    """CLIP's at the end of each text, SigLIP's of texts that are padded to their full length."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tuned.backbone.path)
+    sizes: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+    ids = dict(vocab_size=len(tokenizer), eos_token_id=tokenizer.sep_token_id, pad_token_id=0, bos_token_id=2)
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(max_position_embeddings=24, **sizes, **ids)
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    model.save_pretrained(tmp_path / "network")
+    tokenizer.save_pretrained(tmp_path / "network")
+    texts = ["a love film", "war", "a good film about war and music"]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    arguments = ["--vectors", "--input", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.npy")]
+    predict.main([str(tmp_path / "network"), *arguments])
+    padding = dict(padding="max_length", max_length=24) if kind == "SiglipText" else dict(padding=True)
+    inputs = tokenizer(texts, return_tensors="pt", **padding)
+    mask = {"attention_mask": inputs["attention_mask"]} if kind == "CLIPText" else {}
+    with torch.no_grad():
+        expected = model(inputs["input_ids"], **mask).pooler_output.numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-5)
+
+
+def test_it_has_no_teachers_and_no_ensemble(tuned: Config, tmp_path: Path) -> None:
+    config = changed(tuned, run_dir=str(tmp_path / "run"), distil__teachers=[tuned.run_dir])
+    with pytest.raises(ValueError, match="task.type contrastive has no teachers"):
+        train.train(config)
+    run = Run.open(Path(tuned.run_dir))
+    with pytest.raises(ValueError, match="task contrastive cannot be averaged"):
+        ensemble_of([run, run])
+
+
+def _exported(config: Config, folder: Path) -> Path:
+    export(config.run_dir, folder / "exported")
+    return folder / "exported"
 
 
 def test_a_frozen_image_network_stays_where_it_was(tuned: Config, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny_networks
 import torch
@@ -17,7 +19,7 @@ from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.sources import SourceConfig
-from instructrec_jax.files import read_jsonl
+from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.generate import main
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.ranking.catalogue import Catalogue
@@ -80,7 +82,7 @@ def test_prompts_are_written_as_in_training(folder: Path, model: LanguageModel) 
     example = Example(instruction="Say yes", input="now", output="yes")
     (encoded,) = model.task.encode([example])
     begins = int(np.flatnonzero(encoded.target.supervised)[0]) + 1
-    np.testing.assert_array_equal(model.tokenize(example, "x", raw=False), encoded.text.tokens[:begins])
+    np.testing.assert_array_equal(model.read(example, "x", raw=False).tokens, encoded.text.tokens[:begins])
     text = model.tokenizer.decode(encoded.text.tokens[1:begins])
     assert text.startswith("Below is an instruction") and text.endswith("### Response:")
     assert model.generate([example], NEW)[0].text == expected(folder, text)
@@ -320,3 +322,44 @@ def test_pictures_that_do_not_fit_are_named(llava: Path, folder: Path, tmp_path:
         opened.generate(["<image> yes?"])
     with pytest.raises(ValueError, match="--image is for --prompt"):
         main([str(llava), "--input", str(tmp_path / "x.jsonl"), "--image", str(file)])
+
+
+def test_a_file_of_prompts_with_pictures(llava: Path, tmp_path: Path) -> None:
+    """Each record is answered as --prompt with --image; pictures in columns, in parts of messages, and as bytes."""
+    from PIL import Image
+
+    (tmp_path / "pics").mkdir()
+    for number in range(2):
+        array = np.random.default_rng(number).integers(0, 256, (16, 20, 3)).astype(np.uint8)
+        Image.fromarray(array).save(tmp_path / "pics" / f"{number}.png")
+    files = [tmp_path / "pics" / f"{number}.png" for number in range(2)]
+    content = [{"type": "image", "path": "pics/1.png"}, {"type": "text", "text": "yes?"}]
+    records: list[dict[str, object]] = [
+        {"prompt": "yes?", "image": "pics/0.png"},
+        {"prompt": "<image> or <image>?", "images": ["pics/0.png", "pics/1.png"]},
+        {"messages": [{"role": "user", "content": content}]},
+        {"instruction": "yes?", "image": "pics/0.png", "id": "7"},
+        {"instruction": "no picture?"},
+    ]
+    write_jsonl(tmp_path / "in.jsonl", records)
+    plain = ["--max_new_tokens", "6", "--task.type", "language_model", "--task.template", "plain"]
+    main([str(llava), "--input", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl"), *plain])
+    written = read_jsonl(tmp_path / "out.jsonl")
+    assert [{name: row[name] for name in record} for row, record in zip(written, records, strict=True)] == records
+    model = LanguageModel(llava, plain[2:])
+    asked = ["yes?", "<image> or <image>?", "<image>yes?", "yes?", "no picture?"]
+    pictures = [[files[0]], files, [files[1]], [files[0]], []]
+    expected = model.generate(asked, GenerationConfig(max_new_tokens=6), images=pictures)
+    assert [row["generated"] for row in written] == [each.text for each in expected]
+    assert written[0]["generated"] != written[2]["generated"]
+    pq.write_table(
+        pa.table({"prompt": ["yes?"], "image": [{"bytes": files[1].read_bytes(), "path": "1.png"}]}),
+        tmp_path / "in.parquet",
+    )
+    main([str(llava), "--input", str(tmp_path / "in.parquet"), "--out", str(tmp_path / "bytes.jsonl"), *plain])
+    (alone,) = model.generate(["yes?"], GenerationConfig(max_new_tokens=6), images=[[files[1]]])
+    (found,) = read_jsonl(tmp_path / "bytes.jsonl")
+    assert found == {"prompt": "yes?", "generated": alone.text, "finish": alone.finish}
+    write_jsonl(tmp_path / "bad.jsonl", [records[0], {"prompt": "a", "image": "../x.png"}])
+    with pytest.raises(ValueError, match=r"bad.jsonl, line 2, field 'image': no such picture.*lies outside"):
+        main([str(llava), "--input", str(tmp_path / "bad.jsonl"), *plain])

@@ -1,23 +1,30 @@
 """An image classifier from training to prediction and export."""
 
+import base64
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jax
 import numpy as np
 import pytest
 import torch
 import transformers
+from live_service import live
 from PIL import Image
 from tiny_pictures import image_network, png
 from tiny_runs import changed, final_parameters, rows
 
 from instructrec_jax import predict, train
 from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.answering.ensembles import ensemble_of
 from instructrec_jax.answering.exporting import export
 from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.backbones.backbone_config import BackboneConfig
+from instructrec_jax.compression.compress import compress
+from instructrec_jax.compression.quantization import Quantization
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.mesh import make_mesh
@@ -32,7 +39,10 @@ from instructrec_jax.runs.run import ANYWHERE, Run
 from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.runs.stored import flat
 from instructrec_jax.runs.summary import flops_and_peak
+from instructrec_jax.service.app import make_app
+from instructrec_jax.service.compilations import Compilations
 from instructrec_jax.service.models import open_service
+from instructrec_jax.service.privacy import PrivacyConfig
 from instructrec_jax.service.settings import ModelConfig, ServeConfig
 from instructrec_jax.tasks import ClassificationConfig, QuestionAnsweringConfig
 from instructrec_jax.training.checkpoint import CheckpointConfig
@@ -174,7 +184,7 @@ def test_a_classifier_of_transformers_keeps_its_head(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("verb", "said"), [("explain", "none for a run that reads pictures"), ("vectors", "vectors are those of texts")]
+    ("verb", "said"), [("explain", "none for a run that reads pictures"), ("vectors", "reads pictures alone")]
 )
 def test_what_is_not_there_says_so(verb: str, said: str, tuned: Config) -> None:
     run = Run.open(Path(tuned.run_dir))
@@ -182,9 +192,90 @@ def test_what_is_not_there_says_so(verb: str, said: str, tuned: Config) -> None:
         Explainer(run, ["occlusion"]) if verb == "explain" else run.encode("a text")
 
 
-def test_the_service_says_that_it_reads_no_pictures(tuned: Config) -> None:
-    with pytest.raises(ValueError, match="reads pictures or sounds, which the service does not"):
-        open_service(ServeConfig(models=[ModelConfig(path=tuned.run_dir)]))
+def test_a_student_learns_from_it_and_an_ensemble_averages_it(
+    tuned: Config, image_networks: dict[str, Path], tmp_path: Path
+) -> None:
+    """Another network is the student, of the same pixels; both are averaged, as their probabilities say."""
+    config = changed(
+        tuned,
+        run_dir=str(tmp_path / "student"),
+        steps=2,
+        evaluation__every=0,
+        backbone__path=str(image_networks["dinov2"]),
+        distil__teachers=[tuned.run_dir],
+    )
+    with pytest.raises(ValueError, match=r"has other pixels of a picture \(size, or preprocessor_config.json\)"):
+        train.train(config)
+    shutil.copytree(image_networks["dinov2"], tmp_path / "dinov2")
+    shutil.copy(image_networks["vit"] / "preprocessor_config.json", tmp_path / "dinov2")
+    student = changed(config, backbone__path=str(tmp_path / "dinov2"), overwrite=True)
+    train.train(student)
+    both = ensemble_of([Run.open(Path(each.run_dir)) for each in (tuned, student)])
+    records = [{"image": png(number)} for number in range(3)]
+    one, other = (Run.open(Path(each.run_dir)).predict(records) for each in (tuned, student))
+    for said, first, second in zip(both.predict(records), one, other, strict=True):
+        mean = {label: (first.probabilities[label] + second.probabilities[label]) / 2 for label in COLORS}
+        assert said.probabilities == pytest.approx(mean, abs=1e-5)
+
+
+def test_a_smaller_run_is_refused(tuned: Config, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="reads images or sounds.*which compress does not"):
+        compress(tuned.run_dir, tmp_path / "small", Quantization())
+
+
+def test_the_service_classifies_pictures_and_gives_their_vectors(tuned: Config) -> None:
+    """As `Run.predict` and `Run.encode`, in a crowd; nothing is compiled."""
+    run = Run.open(Path(tuned.run_dir))
+    data = [png(number, (20 + number, 18)) for number in range(9)]
+    records = [{"image": f"data:image/png;base64,{base64.b64encode(each).decode()}"} for each in data]
+    expected = run.predict([{"image": each} for each in data])
+    vectors = run.encode([{"image": each} for each in data])
+    config = ServeConfig(models=[ModelConfig(path=tuned.run_dir)], mask=PrivacyConfig(kinds=["all"]))
+    with live(make_app(open_service(config))) as url, httpx.Client(base_url=url, timeout=60) as client:
+
+        def asked(path: str, records: Any) -> Any:
+            answer = client.post(path, json={"input": records})
+            return answer.json()["data"] if answer.status_code == 200 else answer.json()["error"]["message"]
+
+        with Compilations() as compilations, ThreadPoolExecutor(4) as pool:
+            answers = [row for some in pool.map(lambda one: asked("/classify", one), records) for row in some]
+            answers += asked("/classify", records)
+            found = asked("/v1/embeddings", records) + asked("/v1/embeddings", records[0])
+        assert compilations.count == 0
+        assert "reads one a record" in asked("/classify", {"images": [each["image"] for each in records[:2]]})
+        assert "URLs are never fetched" in asked("/classify", {"image": "https://example.com/a.png"})
+        assert "files are never opened" in asked("/v1/embeddings", {"image": "/etc/passwd"})
+        assert "reads pictures alone" in asked("/v1/embeddings", ["words"])
+        assert "cannot be read as a picture" in asked("/classify", {"image": records[0]["image"][: 22 + 120]})
+        assert client.post("/rerank", json={"query": "a", "documents": ["b"]}).status_code == 404
+    for said, one in zip(answers, [*expected, *expected], strict=True):
+        assert said["prediction"] == one.label
+        assert said["probabilities"] == pytest.approx(one.probabilities, abs=1e-5)
+    np.testing.assert_allclose([each["embedding"] for each in found], [*vectors, vectors[0]], atol=1e-5)
+
+
+def test_vectors_of_a_file_of_pictures(tuned: Config, image_networks: dict[str, Path], tmp_path: Path) -> None:
+    """Of a run, and of a folder, whose vectors are transformers' class token after the final norm."""
+    source = Path(tuned.data.test[0].path)
+    out = [str(tmp_path / f"{number}.npy") for number in range(2)]
+    predict.main([tuned.run_dir, "--vectors", "--input", str(source), "--out", out[0]])
+    files = [source.parent / row["image"] for row in read_jsonl(source)]
+    run = Run.open(Path(tuned.run_dir))
+    np.testing.assert_array_equal(np.load(out[0]), run.encode([{"image": str(file)} for file in files]))
+    write_jsonl(tmp_path / "in.jsonl", [{"image": file.name} for file in files[:2]])
+    for file in files[:2]:
+        shutil.copy(file, tmp_path)
+    predict.main([str(image_networks["vit"]), "--vectors", "--input", str(tmp_path / "in.jsonl"), "--out", out[1]])
+    model = transformers.ViTModel.from_pretrained(image_networks["vit"]).eval()
+    processor = transformers.ViTImageProcessorPil.from_pretrained(image_networks["vit"])
+    with torch.no_grad():
+        expected = model(**processor([Image.open(file) for file in files[:2]], return_tensors="pt")).last_hidden_state
+    np.testing.assert_allclose(np.load(out[1]), expected[:, 0].numpy(), atol=1e-5)
+    write_jsonl(tmp_path / "both.jsonl", [{"image": files[0].name, "instruction": "words"}])
+    with pytest.raises(ValueError, match="line 1, field 'image': .*words beside a picture"):
+        predict.main(
+            [tuned.run_dir, "--vectors", "--input", str(tmp_path / "both.jsonl"), "--out", str(tmp_path / "x.npy")]
+        )
 
 
 def test_the_flops_of_a_step_are_those_of_patches(tuned: Config) -> None:

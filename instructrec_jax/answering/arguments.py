@@ -214,12 +214,12 @@ def generate_parser(doc: str) -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="the prompt")
     source.add_argument(
-        "--input", type=input_file, help='file of records with "prompt", or instruction, input, messages'
+        "--input", type=input_file, help='file of records with "prompt", or instruction, input, messages; and image'
     )
     add = parser.add_argument
     add("--out", type=Path, help='JSONL file for the records with "generated" and "finish"; default: stdout')
     add("--catalogue", type=Path, help="prepared folder: report the share of named items that are unknown or seen")
-    picture = "picture beside --prompt (repeatable)"
+    picture = "picture beside --prompt (repeatable), for networks that read pictures"
     add("--image", type=input_file, action="append", default=[], metavar="FILE", help=picture)
     add("--raw", action="store_true", help="do not apply the run's template")
     add("--step", type=int, help="step of the checkpoint; default: the best")

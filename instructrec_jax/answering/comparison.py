@@ -22,6 +22,7 @@ from instructrec_jax.evaluation.evaluator import (
     measured_on,
     score_row,
 )
+from instructrec_jax.evaluation.mistakes import mistakes_of
 from instructrec_jax.evaluation.prompt_variants import format_sensitivity, reworded, sensitivity
 from instructrec_jax.evaluation.results import show_results
 from instructrec_jax.evaluation.showcase import showcase
@@ -126,7 +127,15 @@ def compare_before_and_after(
         examples = showcase(run.task, run.predictor, groups)
     metric = run.config.evaluation.metric or run.task.metric
     greater = greater_is_better(run.task, metric)
-    return show_results(run.path, rows, examples, metric=metric, measured_on=measured_on, greater=greater)
+    return show_results(
+        run.path,
+        rows,
+        examples,
+        metric=metric,
+        measured_on=measured_on,
+        greater=greater,
+        mistakes=mistakes_of(rows[1].scores, groups),
+    )
 
 
 def _scored(name: str, task: Task, predict: Predict, groups: Groups) -> ScoredRow:

@@ -2,15 +2,15 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
+from instructrec_jax.answering.prediction_files import pictures_of
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import build_backbone
 from instructrec_jax.backbones.tensor_names import abstract_module
@@ -19,6 +19,7 @@ from instructrec_jax.data.example import BadExample, Example, is_blank
 from instructrec_jax.data.listed import check_type, listed
 from instructrec_jax.data.media.image_tokens import ImageTokens
 from instructrec_jax.data.media.picture import Picture, picture_of
+from instructrec_jax.data.media.picture_references import row_pictures
 from instructrec_jax.data.media.pictures import read_preprocessing
 from instructrec_jax.data.prompts import tokenize_pieces
 from instructrec_jax.data.rows import open_rows
@@ -43,6 +44,9 @@ def language_model_settings(path: str | Path, overrides: Sequence[str] = ()) -> 
     has_file = any(arg.split("=")[0] == "--config_path" for arg in overrides)
     chosen = [] if is_run(path) or has_file else ["--task.type", "language_model"]
     return run_settings(path, [*chosen, *overrides], default=None)
+
+
+PICTURES = ("image", "images")  # columns of a record
 
 
 class LanguageModel:
@@ -94,9 +98,12 @@ class LanguageModel:
           pictures: of a prompt that is a text.
         """
         how = self.task.context.image_tokens
-        if pictures and how is None:
+        given = prompt.media if isinstance(prompt, Example) else pictures
+        if given and how is None:
             ImageTokens.of(read_config(self.folder), self.tokenizer)  # raises where the network reads none
             read_preprocessing(self.folder)  # raises, too
+        if isinstance(prompt, Example) and prompt.sounds:
+            raise ValueError(f"{name}: it has a sound, but prompts have words and pictures: transcribe with predict.")
         if not raw:
             example = prompt if isinstance(prompt, Example) else Example(instruction=prompt, images=tuple(pictures))
             return self.task.prompts([replace(example, id=name)])[0]
@@ -111,13 +118,6 @@ class LanguageModel:
         example = Example(instruction=prompt, images=tuple(pictures), id=name)
         return with_pictures(Text(how.expand(ids, len(pictures))[0]), example, self.task.context)
 
-    def tokenize(self, prompt: str | Example, name: str, *, raw: bool) -> np.ndarray:
-        """int32 [tokens] of a prompt without pictures; errors call it `name`."""
-        text = self.read(prompt, name, raw=raw)
-        if text.images is not None:
-            raise ValueError(f"{name} has pictures, which are not read here.")
-        return text.tokens
-
     def generate(
         self,
         prompts: str | Example | Sequence[str | Example],
@@ -127,14 +127,14 @@ class LanguageModel:
         names: Sequence[str] | None = None,
         show: Callable[[str], None] | None = None,
         progress: bool = False,
-        images: Sequence[Sequence[Path]] | None = None,
+        images: Sequence[Sequence[Path | Picture]] | None = None,
     ) -> list[Generated]:
         """Answers prompts, in their order.
 
         Args:
           prompts: an instruction, a whole example, whose output is ignored, or a list of these.
-          images: files of pictures for each prompt, which is a text; they stand where it has `ImageTokens.marker`, or
-            come first.
+          images: the pictures (or their files) of each prompt, which is a text; they stand where it has
+            `ImageTokens.marker`, or come first.
           raw: do not apply the template.
           names: names of the prompts for errors.
           show: called with successive pieces of the answer to a single prompt: whole characters, no stop texts.
@@ -158,7 +158,8 @@ class LanguageModel:
             files = () if images is None else images[number]
             if files and not isinstance(prompt, str):
                 raise ValueError(f"{name}: images are for prompts that are texts.")
-            texts.append(self.read(prompt, name, raw=raw, pictures=[picture_of(file) for file in files]))
+            pictures = [each if isinstance(each, Picture) else picture_of(each) for each in files]
+            texts.append(self.read(prompt, name, raw=raw, pictures=pictures))
         ids = [text.tokens for text in texts]
         return self.writer.write(
             self.params, ids, names, config, show=show, progress=progress, images=self.task.seen(texts)
@@ -179,23 +180,52 @@ def in_dtype(params: Tree, dtype: jnp.dtype) -> Tree:
 # ---------------------------------------------------------------- records
 
 
-def read_prompts(file: Path) -> tuple[list[dict[str, object]], list[str | Example], list[str]]:
-    """The records of a file, their prompts, and their names for errors. An error names file and line."""
-    rows = open_rows(str(file))
-    records: list[dict[str, object]] = []
-    prompts: list[str | Example] = []
-    names: list[str] = []
+@dataclass(frozen=True)
+class Prompts:
+    """The records of a file, their prompts, and their names for errors.
+
+    Attributes:
+      pictures: of the prompts that are texts.
+    """
+
+    records: list[dict[str, object]]
+    prompts: list[str | Example]
+    names: list[str]
+    pictures: list[tuple[Picture, ...]]
+
+
+def read_prompts(file: Path) -> Prompts:
+    """The prompts of a file; columns `image` and `images` name pictures beside it. An error names file and line."""
+    rows, folders = open_rows(str(file)), pictures_of(file, "")
+    found = Prompts([], [], [], [])
     for index in range(len(rows)):
         where = rows.where(index)
         try:
             record = rows.row(index)
-            prompts.append(_prompt(record))
+            columns = {name: record.get(name) for name in PICTURES}
+            messages, pictures = row_pictures(columns, record.get("messages"), folders.of(where))
+            own = {name: value for name, value in record.items() if name not in PICTURES}
+            if messages is not None:
+                own["messages"] = messages
+            prompt = _prompt(own)
         except BadExample as error:
             error.where = error.where or where
             raise
-        records.append(record)
-        names.append(where)
-    return records, prompts, names
+        found.records.append(record)
+        found.prompts.append(replace(prompt, images=pictures) if isinstance(prompt, Example) and pictures else prompt)
+        found.pictures.append(() if isinstance(prompt, Example) else pictures)
+        found.names.append(where)
+    return found
+
+
+def without_bytes(record: Mapping[str, object]) -> dict[str, object]:
+    """The record without pictures that it holds as bytes, as those of a Parquet file are: JSON has no bytes."""
+
+    def has_bytes(value: object) -> bool:
+        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        return isinstance(value, bytes) or any(map(has_bytes, parts))
+
+    return {name: value for name, value in record.items() if not has_bytes(value)}
 
 
 def _prompt(record: Mapping[str, object]) -> str | Example:

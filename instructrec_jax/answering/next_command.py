@@ -30,8 +30,8 @@ def next_command(run: Run, cases: Sequence[Encoded] = ()) -> str:
     retrieves = isinstance(run.config.task, ContrastiveConfig) and not run.config.task.labels
     if not run.task.has_answers or (retrieves and not any(e.example.candidates for e in cases)):
         return f"{PYTHON}export {path} --format hf --out exported"
-    if run.config.task.answers_are_text and (text := _instruction(cases)):
-        return f"{PYTHON}generate {path} --prompt {shlex.quote(text)}"
+    if run.config.task.answers_are_text and (asked := _prompt(cases)):
+        return f"{PYTHON}generate {path} {asked}"
     sources = (*run.config.data.test, *run.config.data.validation, *run.config.data.train)
     there = (source.path for source in sources if source.kind == "file")
     files = [path for path in there if is_url(path) or Path(path).is_file()]
@@ -57,8 +57,24 @@ def _name(catalogue: Catalogue, number: int) -> str:
     return title if is_clear and title.strip() else f"id:{catalogue.ids[number]}"
 
 
+def _prompt(cases: Sequence[Encoded]) -> str:
+    """The options that ask a case's instruction, with the files of its pictures; "" without such a case."""
+    for e in cases:
+        pictures = e.example.images
+        if (text := _instruction([e])) and not e.example.sounds and all(picture.path for picture in pictures):
+            files = [f"--image {shlex.quote(_from_here(picture.path))} " for picture in pictures]
+            return f"{''.join(files)}--prompt {shlex.quote(text)}"
+    return ""
+
+
+def _from_here(path: str) -> str:
+    """A path below the working directory without that directory."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+
+
 def _instruction(cases: Sequence[Encoded]) -> str:
-    """The first instruction that is short and all that its example says; "" without one."""
+    """The first instruction that is short and all that its example says, beside pictures; "" without one."""
     examples = (e.example for e in cases)
     alone = (e.instruction for e in examples if not e.input and not e.messages)
     return next((text for text in alone if text.strip() and len(text) <= LONGEST and text.isprintable()), "")

@@ -61,7 +61,7 @@ def predict_file(
     """
 
     check_out(source, out)
-    pictures = _pictures(asker, source)
+    pictures = pictures_of(source, asker.images)
 
     def answer(rows: Iterable[Row], columns: Sequence[str] | None) -> tuple[list[dict[str, object]], list[SkippedRow]]:
         return answer_rows(asker, rows, columns, ending=out.suffix, skip=skip, pictures=pictures)
@@ -69,12 +69,12 @@ def predict_file(
     return process_file(answer, source, out, asked=asked | {"skip": skip}, share=share, window=_window(asker))
 
 
-def _pictures(asker: Asker, source: Path) -> PictureFolders:
-    """Where the pictures of an input lie; those that stdin names, below the current folder."""
+def pictures_of(source: Path, images: str) -> PictureFolders:
+    """Where the pictures of an input lie; those that stdin names, below the current folder. images: another folder."""
     if str(source) == "-":
-        return PictureFolders(("stdin",), (PictureFolder(Path(asker.images) if asker.images else Path()),))
+        return PictureFolders(("stdin",), (PictureFolder(Path(images) if images else Path()),))
     files = find_files(str(source))
-    return PictureFolders(tuple(map(shown, files)), folders_of(files, asker.images))
+    return PictureFolders(tuple(map(shown, files)), folders_of(files, images))
 
 
 def _window(asker: Asker) -> int:
@@ -123,7 +123,7 @@ def predict_stream(asker: Asker, source: Path, out: BinaryIO, *, skip: bool = Fa
 
     Arguments as in `predict_file`; rejected rows are printed on stderr.
     """
-    columns, pictures = None, _pictures(asker, source)
+    columns, pictures = None, pictures_of(source, asker.images)
     if str(source) == "-":
         found = blocks(_line_rows(stdin()), _window(asker), live=True)
     else:

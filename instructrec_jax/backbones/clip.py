@@ -6,7 +6,7 @@ from jax.typing import DTypeLike
 from instructrec_jax.backbones.family import Backbone, Family, Rule, norm
 from instructrec_jax.backbones.image_text import ImageText, ImageTextSpec, image_family, tower_of
 from instructrec_jax.backbones.layers import StackOptions
-from instructrec_jax.backbones.towers import TEXT_RULES, layer_rules
+from instructrec_jax.backbones.towers import TEXT_RULES, layer_rules, text_family
 from instructrec_jax.backbones.vision import VisionSpec, patch_rules, side_of
 from instructrec_jax.hf_types import PretrainedConfig
 
@@ -60,4 +60,5 @@ FAMILY = Family(
     kind="image_text",
     tower=lambda config: config.vision_config,
 )
+TEXT_FAMILY = text_family(lambda config: tower_of(config, causal=True), lambda config: 0, "CLIPTextModel")
 VISION_FAMILY = image_family(MAPPING, vision_spec, "CLIPVisionModel")

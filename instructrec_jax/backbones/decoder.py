@@ -26,7 +26,7 @@ from instructrec_jax.backbones.layers import (
     normal,
 )
 from instructrec_jax.backbones.rope import Rope, rotate, rotation
-from instructrec_jax.backbones.row_images import RowImages
+from instructrec_jax.backbones.row_images import RowImages, RowVectors
 from instructrec_jax.hf_types import PretrainedConfig
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
@@ -391,7 +391,7 @@ class Decoder(Backbone):
         *,
         dropout: DropoutKeys | None = None,
         cache: None = None,
-        images: RowImages | None = None,
+        images: RowImages | RowVectors | None = None,
     ) -> jax.Array: ...
     @overload
     def __call__(
@@ -403,7 +403,7 @@ class Decoder(Backbone):
         *,
         dropout: DropoutKeys | None = None,
         cache: DecoderCache,
-        images: RowImages | None = None,
+        images: RowImages | RowVectors | None = None,
     ) -> tuple[jax.Array, DecoderCache]: ...
     def __call__(
         self,
@@ -414,7 +414,7 @@ class Decoder(Backbone):
         *,
         dropout: DropoutKeys | None = None,
         cache: DecoderCache | None = None,
-        images: RowImages | None = None,
+        images: RowImages | RowVectors | None = None,
     ) -> jax.Array | tuple[jax.Array, DecoderCache]:
         if images is not None and self.reader is None:
             raise ValueError("the network reads no images: its config.json has no vision_config.")

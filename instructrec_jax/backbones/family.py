@@ -160,6 +160,7 @@ class Family:
         layouts: (start of a name in files, start of the same name here), for families whose files have had several
             layouts: the first that fits counts when a file is read, the first of a start when one is written.
         tower: the config of the network of images or sounds alone, of families that have one beside another network.
+        padded: whether an encoder's texts are padded to the network's `max_length`, and attend to this padding.
         reader: how a config's decoder reads images beside words; None: it reads none.
         variant: the family of a config, where tables depend on the config (of the network of texts within it).
 
@@ -201,6 +202,7 @@ class Family:
     tower: Callable[[PretrainedConfig], PretrainedConfig] | None = None
     variant: "Callable[[PretrainedConfig], Family] | None" = None
     sounds: bool = False
+    padded: bool = False
     reader: "Callable[[PretrainedConfig], ReaderSpec] | None" = None
 
     def name_here(self, name: str) -> str:

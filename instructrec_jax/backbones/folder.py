@@ -37,6 +37,7 @@ FAMILIES: dict[str, Family] = {
     "bart": bart.FAMILY,
     "bert": bert.FAMILY,
     "clip": clip.FAMILY,
+    "clip_text_model": clip.TEXT_FAMILY,
     "clip_vision_model": clip.VISION_FAMILY,
     "dinov2": dinov2.FAMILY,
     "dinov2_with_registers": dinov2.REGISTERS_FAMILY,
@@ -57,6 +58,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3": llama.QWEN3_FAMILY,
     "roberta": roberta.FAMILY,
     "siglip": siglip.FAMILY,
+    "siglip_text_model": siglip.TEXT_FAMILY,
     "siglip_vision_model": siglip.VISION_FAMILY,
     "t5": t5.FAMILY,
     "vit": vit.FAMILY,
@@ -65,6 +67,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+NAFLEX = ("siglip2", "siglip2_vision_model", "siglip2_text_model")
 STALE = ("quantization_config", "compression_config", "auto_map")  # see `read_config`
 
 
@@ -183,6 +186,11 @@ def _is_tied(folder: Path, family: Family, declared: bool) -> bool:
 
 def find_family(model_type: str | None, where: str = "the config") -> Family:
     """The family of a `model_type`. Raises ValueError for an unsupported one."""
+    if model_type in NAFLEX:
+        raise ValueError(
+            f"model_type {model_type!r} of {where} is SigLIP 2 with pictures of any resolution (NaFlex), which is not "
+            "implemented: use a checkpoint of a fixed resolution, whose model_type is 'siglip'."
+        )
     if model_type not in FAMILIES:
         raise ValueError(
             f"model_type {model_type!r} of {where} is not supported; supported: {', '.join(sorted(FAMILIES))}."

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from instructrec_jax.backbones.layers import DropoutKeys, Linear, RMSNorm, StackOptions, activation, normal
-from instructrec_jax.backbones.row_images import RowImages
+from instructrec_jax.backbones.row_images import RowImages, RowVectors
 from instructrec_jax.backbones.vision import VisionEncoder, VisionSpec
 
 PROJECTOR_SITE = 1 << 20  # a dropout site that no layer number is
@@ -116,21 +116,26 @@ class ImageReader(nnx.Module):
         own = None if dropout is None else images.keys(dropout.fold(PROJECTOR_SITE), vectors, vectors)
         return self.projector(x[:, spec.skip :], own)
 
-    def place(self, x: jax.Array, images: RowImages | None, dropout: DropoutKeys | None = None) -> jax.Array:
+    def place(
+        self, x: jax.Array, images: RowImages | RowVectors | None, dropout: DropoutKeys | None = None
+    ) -> jax.Array:
         """Embedded tokens [rows, length, width] with the vectors of images in their places.
 
         Args:
             dropout: keys of the rows' tokens; those of an image depend on its first token alone.
         """
-        if images is None or images.pixels.shape[1] == 0:
+        if images is None or (isinstance(images, RowImages) and images.pixels.shape[1] == 0):
             return x
-        vectors = self(images, dropout).reshape(len(x), -1, x.shape[-1])
+        if isinstance(images, RowVectors):
+            vectors = jnp.asarray(images.vectors)
+        else:
+            vectors = self(images, dropout).reshape(len(x), -1, x.shape[-1])
         places = jnp.asarray(images.places)[..., None]
         # places beyond the vectors give NaN
         taken = jnp.take_along_axis(vectors, jnp.maximum(places, 0), axis=1, mode="fill", fill_value=jnp.nan)
         return jnp.where(places < 0, x, taken.astype(x.dtype))
 
-    def groups(self, token_types: jax.Array, images: RowImages | None) -> jax.Array | None:
+    def groups(self, token_types: jax.Array, images: RowImages | RowVectors | None) -> jax.Array | None:
         """int32 [rows, length] groups for `attention.attention`, or None if no tokens attend in both directions."""
         if self.spec.together == "prompt":
             return token_types

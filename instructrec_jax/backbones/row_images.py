@@ -52,3 +52,17 @@ class RowImages:
         """The pixels [rows * images, ...]."""
         rows, count, *size = self.pixels.shape
         return jnp.asarray(self.pixels).reshape(rows * count, *size)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RowVectors:
+    """Images of rows that an `ImageReader` has read.
+
+    Attributes:
+        vectors: [rows, n, width], of all images of a row one after another; further ones are not used.
+        places: int32 [rows, length]: the number of the vector at each token, as in `RowImages`.
+    """
+
+    vectors: Array
+    places: Array

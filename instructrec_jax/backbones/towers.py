@@ -1,6 +1,7 @@
 """The pre-norm stack of image networks and of the text networks beside them, each described by a `TowerSpec`."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from instructrec_jax.backbones.encoder import Attention, Context, check_positions
-from instructrec_jax.backbones.family import Backbone, Rule, embedding, linear, norm
+from instructrec_jax.backbones.family import Backbone, Family, Head, HeadSpec, Rule, embedding, linear, norm
 from instructrec_jax.backbones.layers import (
     DropoutKeys,
     Embedding,
@@ -20,6 +21,7 @@ from instructrec_jax.backbones.layers import (
     dropout,
     normal,
 )
+from instructrec_jax.hf_types import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,13 @@ def tower_layers(spec: TowerSpec, dtype: DTypeLike, stack: StackOptions, rngs: n
 
 
 class TextTower(Backbone):
-    """The text network beside an image network: words, positions, pre-norm layers, a final norm.
+    """The text network beside an image network, or alone: words, positions, pre-norm layers, a final norm.
 
-    A call takes int32 [rows, length] arrays (see `Family`) and returns hidden states [rows, length, hidden_size].
+    A call takes int32 [rows, length] arrays (see `Family`) and returns hidden states [rows, length, hidden_size]. The
+    vector of a text is that of its last token, through the `head` if there is one (`pool`).
+
+    Args:
+        head: width of the linear layer of the vector (SigLIP alone); 0: there is none.
     """
 
     def __init__(
@@ -119,6 +125,7 @@ class TextTower(Backbone):
         dtype: DTypeLike,
         stack: StackOptions,
         rngs: nnx.Rngs,
+        head: int = 0,
     ):
         init = normal(spec.initializer_range)
         self.word_embeddings = Embedding(vocab_size, spec.hidden_size, init=init, dtype=dtype, rngs=rngs)
@@ -127,6 +134,8 @@ class TextTower(Backbone):
         )
         self.layers = tower_layers(spec, dtype, stack, rngs)
         self.final_norm = LayerNorm(spec.hidden_size, eps=spec.eps, dtype=dtype)
+        size = spec.hidden_size
+        self.head = Linear(size, head, axes=("embed", None), init=init, dtype=dtype, rngs=rngs) if head else None
         self.hidden_size = spec.hidden_size
         self.vocab_size = vocab_size
         self.max_length = num_positions
@@ -143,6 +152,10 @@ class TextTower(Backbone):
         check_positions(positions, self.max_length)
         x = self.word_embeddings(tokens) + self.position_embeddings(positions)
         return self.final_norm(self.layers(x, Context(segment_ids, positions, None), dropout))
+
+    def pool(self, last: jax.Array) -> jax.Array:
+        """The vectors of texts [..., width] from the hidden states of their last tokens."""
+        return last if self.head is None else self.head(last)
 
 
 def layer_rules(name: str, path: str) -> tuple[Rule, ...]:
@@ -166,3 +179,57 @@ TEXT_RULES = (
     *layer_rules("text_model.encoder.layers.{layer}", "text."),
     *norm("text_model.final_layer_norm", "text.final_norm"),
 )
+
+TEXT = "text_model."
+
+
+def text_family(
+    spec: Callable[[PretrainedConfig], TowerSpec],
+    width: Callable[[PretrainedConfig], int],
+    architecture: str,
+    head: tuple[Rule, ...] = (),
+    *,
+    padded: bool = False,
+) -> Family:
+    """The family of a pair's text network alone, an encoder.
+
+    Args:
+        width: of the linear layer behind the last token; 0: there is none.
+        head: its rules.
+        padded: whether texts are padded to their full length, as SigLIP was trained: its last token may be padding.
+    """
+
+    def build(
+        config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs
+    ) -> Backbone:
+        names: list[str] = list(getattr(config, "architectures", None) or ())
+        if any(name.endswith("WithProjection") for name in names):
+            raise ValueError(
+                f"config.json names {names[0]}, whose projection is not read alone: use the folder of "
+                "the pair (CLIPModel), which task.type contrastive and predict --vectors read."
+            )
+        return TextTower(
+            spec(config),
+            vocab_size=config.vocab_size,
+            num_positions=config.max_position_embeddings,
+            dtype=dtype,
+            stack=stack,
+            rngs=rngs,
+            head=width(config),
+        )
+
+    def classifier(config: PretrainedConfig) -> HeadSpec:
+        return HeadSpec(pooling="lasttoken", use_pooler=bool(head), initializer_range=0.02)
+
+    # of this package: transformers has no such class
+    output = Head("ForSequenceClassification", classifier, linear("classifier", "output"), architecture=architecture)
+    rules = (replace(rule, name=rule.name[len(TEXT) :], path=rule.path[len("text.") :]) for rule in TEXT_RULES)
+    return Family(
+        build=build,
+        prefix=TEXT,
+        mapping=(*rules, *head),
+        heads={"sequence": output},
+        pooling="lasttoken",
+        base_class=architecture,
+        padded=padded,
+    )

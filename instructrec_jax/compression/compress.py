@@ -153,10 +153,10 @@ def opened(path: Path, out: Path, settings: Sequence[str], step: int | None, lim
         raise ValueError(f"{path} is compressed already: compress the run that it was made of.")
     dense = Run.open(path, config, step=step)
     kind = dense.model.source.config
-    if getattr(kind, "vision_config", None) is not None:
+    if dense.task.context.pixels is not None or getattr(kind, "vision_config", None) is not None:
         raise ValueError(
-            f"{path} holds a network that reads images ({kind.model_type}), which compress does not: what it measures "
-            "and calibrates with are texts alone."
+            f"{path} holds a network that reads images or sounds ({kind.model_type}), which compress does not: what it "
+            "measures and calibrates with are texts alone."
         )
     if limit is not None and not (dense.config.data.test or dense.config.data.validation):
         raise ValueError("--limit needs cases to measure the loss on, but data.test and data.validation are empty.")

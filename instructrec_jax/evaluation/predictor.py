@@ -97,8 +97,13 @@ def _plans(texts: Sequence[Text], buckets: Sequence[int], shards: int, size: Row
         if target_lengths is not None:
             targets = target_lengths[members]
             target_length = _target_length(int(targets.max()), size)
-        whole = fit(lengths[members], length, targets, target_length)
-        cost = length + (target_length or 0) + image_tokens([texts[i].images for i in members.tolist()], whole.row)
+        images = [texts[i].images for i in members.tolist()]
+        # with a ladder, a text with images has a row of its own, so that rows have no more images than a text has
+        alone = size == "ladder" and any(images)
+        whole = fit(
+            np.full_like(lengths[members], length) if alone else lengths[members], length, targets, target_length
+        )
+        cost = length + (target_length or 0) + image_tokens(images, whole.row)
         rows = shards * _rows(-(-whole.rows // shards), cost, size)
         for first in range(0, whole.rows, rows):
             inside = (whole.row >= first) & (whole.row < first + rows)
@@ -145,11 +150,19 @@ def _target_length(longest: int, size: Rows) -> int:
 
 
 def texts_of_every_shape(like: Text, buckets: Sequence[int], shards: int) -> Iterator[list[Text]]:
-    """Texts, made of the tokens of one, that fill each batch shape of a `Run` with the `Rows` "ladder"."""
+    """Texts, made of the tokens of one, that fill each batch shape of a `Run` with the `Rows` "ladder".
+
+    Texts with images have as many of them as `like`.
+    """
     for length in buckets:
         types = None if like.types is None else np.resize(like.types, length)
-        text = Text(np.resize(like.tokens, length), types)
-        for rows in ladder(length):
+        images, cost = like.images, length
+        if images is not None:
+            places = np.full(length, -1, np.int32)
+            places[: images.vectors * len(images.pictures)] = np.arange(images.vectors * len(images.pictures))
+            images, cost = replace(images, places=places), length + image_tokens([images], np.zeros(1, np.int64))
+        text = Text(np.resize(like.tokens, length), types, images=images)
+        for rows in ladder(cost):
             yield [text] * (rows * shards)
 
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from instructrec_jax.data.media.thumbnails import START
 from instructrec_jax.evaluation import tables
 from instructrec_jax.evaluation.charts import LINES_PER_PLOT, chart, line_plot, subgroup_plot
 from instructrec_jax.evaluation.explained import Explanations
@@ -74,6 +75,7 @@ def write_report(run_dir: str | Path) -> Path:
             leads=_leads(rows, names),
             paired_heading=PAIRED_HEADING,
             subgroup_heading=SUBGROUP_HEADING,
+            picture_start=START,
             results_heading=heading(split) if split else "Results",
             evaluation={**evaluation, "rows": rows, "metrics": names},
             columns=_columns(rows, names if rows else []),

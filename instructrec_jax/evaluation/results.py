@@ -10,7 +10,7 @@ from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.launch import is_first
 from instructrec_jax.evaluation.evaluator import MeasuredOn, ScoredRow, table
 from instructrec_jax.evaluation.headline import headline
-from instructrec_jax.evaluation.tables import Evaluation, format_examples, format_table
+from instructrec_jax.evaluation.tables import Evaluation, Mistake, format_examples, format_table
 from instructrec_jax.files import write_json, write_jsonl
 from instructrec_jax.tasks.answers import Shown
 from instructrec_jax.tasks.scores import Scores
@@ -70,6 +70,7 @@ def show_results(
     greater: bool,
     tuned: str = "after tuning",
     more: str = "report.html",
+    mistakes: Sequence[Mistake] = (),
 ) -> str:
     """Writes evaluation.json, predictions.jsonl and examples.json into `folder`; prints the table and the examples.
 
@@ -80,6 +81,7 @@ def show_results(
       more: the file in `folder` that has all of a list that is too long for the terminal.
       measured_on: the split, as the headings of table and report name it.
       tuned: name of the row whose predictions are written and that every other row is compared with.
+      mistakes: of that row, for the report.
     """
     with heartbeat("computing intervals and paired differences"):
         results = results_of(rows, metric=metric, measured_on=measured_on, tuned=tuned)
@@ -95,7 +97,8 @@ def show_results(
     )
     if not is_first():
         return said
-    write_json(folder / "evaluation.json", results.evaluation)
+    shown_mistakes: Evaluation = {"mistakes": list(mistakes)} if mistakes else {}
+    write_json(folder / "evaluation.json", {**results.evaluation, **shown_mistakes})
     write_jsonl(folder / "predictions.jsonl", results.predictions)
     write_json(folder / "examples.json", examples)
     print("\n" + format_table(results.evaluation, more=str(folder / more)))

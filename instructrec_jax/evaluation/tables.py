@@ -8,7 +8,7 @@ from itertools import groupby, zip_longest
 from typing import NotRequired, TypedDict
 
 from instructrec_jax.evaluation.layout import aligned, fits, fitted, text_width
-from instructrec_jax.tasks.answers import Shown
+from instructrec_jax.tasks.answers import Shown, ShownPicture
 
 LOWER_IS_BETTER = {"loss", "mse", "rmse", "mae", "perplexity", "error", "brier", "ece", "wer", "cer", "gini"}
 SEGMENTS_AS_TEXT = DIFFERENCES_AS_TEXT = 8  # longer lists are in the report
@@ -56,6 +56,16 @@ class Segment(TypedDict):
     high: float | None
 
 
+class Mistake(TypedDict):
+    """A wrong answer that several cases got, and the pictures of some of these; see `mistakes.mistakes_of`."""
+
+    reference: str
+    prediction: str
+    count: int
+    instruction: NotRequired[str]
+    pictures: list[ShownPicture]
+
+
 class Evaluation(TypedDict):
     """evaluation.json, see `format_table`; "report" is a longer text, for "charts" see `charts.chart`."""
 
@@ -68,6 +78,7 @@ class Evaluation(TypedDict):
     segments: NotRequired[list[Segment] | None]
     report: NotRequired[str | None]
     charts: NotRequired[dict[str, dict[str, object]] | None]
+    mistakes: NotRequired[list[Mistake] | None]
 
 
 class ShownOutput(TypedDict):
@@ -88,6 +99,8 @@ class ShownExample(TypedDict):
     group: NotRequired[str | None]
     asked: NotRequired[list[str] | None]
     wanted_why: NotRequired[str | None]
+    pictures: NotRequired[list[ShownPicture] | None]
+    nearest: NotRequired[list[ShownPicture] | None]
 
 
 class Skipped(TypedDict):

@@ -7,19 +7,25 @@ row's last token and chooses its next. The first chosen token therefore comes fr
 A whole chunk at an offset is always computed by the same program, whatever the prompt's length. Its keys and values are
 therefore the same bits whether they are computed or copied from an equal prefix (`insert`).
 
+Images are read one by one before the chunk that they are in (`see`), and take the places of its embedded tokens. Where
+tokens attend to later ones, a prompt is read as a whole (`prefill_whole`).
+
 An encoder–decoder encodes its source as a whole (`encode`); its row then starts with the decoder's start token.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from instructrec_jax.backbones.decoder import Decoder as Seeing
 from instructrec_jax.backbones.decoder import DecoderCache
+from instructrec_jax.backbones.image_reader import ReaderSpec
 from instructrec_jax.backbones.layers import Cache
+from instructrec_jax.backbones.row_images import RowImages, RowVectors
 from instructrec_jax.backbones.seq2seq import EncoderDecoder, EncoderDecoderCache
 from instructrec_jax.distributed.mesh import activation_sharding, replicated
 from instructrec_jax.inference.decoding import Decoder, LanguageModel, Network, Parameters
@@ -92,6 +98,19 @@ class _Held:
 Arrays = TypeVar("Arrays", _Held, Cache)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """The images of a prompt, as far as they are read.
+
+    Attributes:
+      vectors: [1, capacity, width], of all images of the prompt one after another; zeros for those not yet read.
+      places: int32 [tokens], of the prompt, as in `RowImages`; none for a prompt without images.
+    """
+
+    vectors: jax.Array
+    places: np.ndarray
+
+
 class Slots:
     """`slots` rows for `capacity` tokens each, and the programs that work on them.
 
@@ -104,6 +123,10 @@ class Slots:
       sizes: the numbers of tokens that `prefill` is compiled for: a whole chunk, and shorter last ones.
       reads: the numbers of slots that `prefill` is compiled for.
       counts, lengths: the numbers of rows, and of slots per row, that a step is compiled for.
+      sees: whether the network reads images between words.
+      together: what attends in both directions, see `image_reader.ReaderSpec`; it is read by `prefill_whole`.
+      image_shape: (height, width, channels) of an image.
+      unseen: of a prompt without images.
     """
 
     def __init__(self, decoder: Decoder[Network], params: Parameters, *, slots: int, capacity: int, chunk: int):
@@ -117,12 +140,30 @@ class Slots:
             for growth in (GROWTH, STEP_GROWTH)
         )
         self.held: _Held = jax.jit(self._empty)(params)
-        self._prefill = jax.jit(self._prefill_program, donate_argnums=1, static_argnames="length")
+        reader = self._reader()
+        self.sees, self.together = reader is not None, "nothing" if reader is None else reader.together
+        self.image_shape = () if reader is None else (*[reader.vision.image_size] * 2, reader.vision.channels)
+        if reader is not None:
+            self.unseen = Seen(jax.jit(self._no_vectors)(params), np.zeros(0, np.int32))
+        self._prefill = jax.jit(self._prefill_program, donate_argnums=1, static_argnames=("kept", "length"))
+        self._see = jax.jit(self._see_program)
         self._encode = jax.jit(self._encode_program, donate_argnums=1)
         self._step = jax.jit(self._step_program, donate_argnums=1, static_argnames="length")
         self._insert = jax.jit(self._insert_program, donate_argnums=0)
         self._clear = jax.jit(self._clear_program, donate_argnums=0)
         self._remember = jax.jit(self._remember_program, donate_argnums=0)
+
+    def _reader(self) -> ReaderSpec | None:
+        """How the network reads images."""
+        found: list[ReaderSpec] = []
+
+        def look(params: Parameters) -> None:
+            backbone = self.decoder.model(params).backbone
+            if isinstance(backbone, Seeing) and backbone.reader is not None:
+                found.append(backbone.reader.spec)
+
+        jax.eval_shape(look, self.params)
+        return found[0] if found else None
 
     def count_for(self, rows: int) -> int:
         """The smallest compiled number of rows that is at least `rows`."""
@@ -134,18 +175,39 @@ class Slots:
 
     # ---------------------------------------------------------------- on the host
 
-    def prefill(self, row: int, tokens: np.ndarray, offset: int) -> tuple[Cache, jax.Array]:
+    def prefill(self, row: int, tokens: np.ndarray, offset: int, seen: Seen | None = None) -> tuple[Cache, jax.Array]:
         """Reads up to `chunk` tokens (int32 [n]) into the slots from `offset`, a multiple of `chunk`.
 
         Returns the chunk's keys and values, and whether they are numbers (not NaN), a bool scalar.
         """
         size = next(size for size in self.sizes if size >= len(tokens))
+        length = next(length for length in self.reads if length >= offset + self.chunk)
+        return self._read(row, tokens, offset, seen, size, self.chunk, length)
+
+    def prefill_whole(self, row: int, tokens: np.ndarray, seen: Seen | None = None) -> jax.Array:
+        """Reads all tokens of a prompt at once. Returns whether the result are numbers (not NaN)."""
+        length = self.length_for(len(tokens))
+        return self._read(row, tokens, 0, seen, length, length, length)[1]
+
+    def _read(
+        self, row: int, tokens: np.ndarray, offset: int, seen: Seen | None, size: int, kept: int, length: int
+    ) -> tuple[Cache, jax.Array]:
         padded = np.zeros((1, size), np.int32)
         padded[0, : len(tokens)] = tokens
+        images = None
+        if self.sees:
+            seen = seen or self.unseen
+            places = np.full((1, size), -1, np.int32)
+            places[0, : len(tokens)] = seen.places[offset : offset + len(tokens)] if len(seen.places) else -1
+            images = RowVectors(seen.vectors, places)
         place = np.array([row, offset, len(tokens)], np.int32)
-        length = next(length for length in self.reads if length >= offset + self.chunk)
-        self.held, block, whole = self._prefill(self.params, self.held, padded, place, length=length)
+        self.held, block, whole = self._prefill(self.params, self.held, padded, place, images, kept=kept, length=length)
         return block, whole
+
+    def see(self, seen: Seen, pixels: np.ndarray, number: int) -> Seen:
+        """With image `number` of a prompt, float32 pixels [height, width, channels], read."""
+        vectors = self._see(self.params, seen.vectors, pixels[None, None], np.int32(number))
+        return replace(seen, vectors=vectors)
 
     def encode(self, row: int, tokens: np.ndarray) -> jax.Array:
         """Encodes an encoder–decoder's source, int32 [n]. Returns whether the result are numbers (not NaN)."""
@@ -161,7 +223,7 @@ class Slots:
     def remember(self, row: int, tokens: np.ndarray) -> None:
         """Notes which tokens occurred in a row, for its repetition penalty."""
         seen = np.zeros(self.held.seen.shape[1], np.bool_)
-        seen[tokens] = True
+        seen[tokens[tokens < len(seen)]] = True  # the token of an image may lie beyond
         self.held = self._remember(self.held, seen, np.int32(row))
 
     def clear(self, row: int) -> None:
@@ -184,15 +246,19 @@ class Slots:
         return self._pin(_Held(layers, jnp.zeros((self.slots, vocab), bool)))
 
     def _prefill_program(
-        self, params: Parameters, held: _Held, tokens: jax.Array, place: jax.Array, *, length: int
+        self,
+        params: Parameters,
+        held: _Held,
+        tokens: jax.Array,
+        place: jax.Array,
+        images: RowVectors | None,
+        *,
+        kept: int,
+        length: int,
     ) -> tuple[_Held, Cache, jax.Array]:
         model, (row, offset, count) = self.decoder.model(params), place
-        assert not isinstance(model.backbone, EncoderDecoder)
-        if model.backbone.prompt_type:
-            raise ValueError(
-                "the network reads a prompt in both directions (PaliGemma), so as a whole, but rows that serve several "
-                "answers read it in chunks: generate text with `generate`."
-            )
+        backbone = model.backbone
+        assert not isinstance(backbone, EncoderDecoder)
         slots, own = jnp.arange(length)[None], jnp.arange(tokens.shape[1])[None]
         valid = own < count
         cache: DecoderCache = {
@@ -201,11 +267,28 @@ class Slots:
             "positions": slots,
             "index": offset,
         }
-        positions = jnp.where(valid, offset + own, 0)
-        hidden, cache = model.backbone(tokens, valid.astype(jnp.int32), positions, tokens * 0, cache=cache)
-        block = jax.tree.map(lambda x: _part(x, 0, offset, self.chunk), cache["layers"])
+        positions, segment_ids = jnp.where(valid, offset + own, 0), valid.astype(jnp.int32)
+        if images is None:
+            hidden, cache = backbone(tokens, segment_ids, positions, tokens * 0, cache=cache)
+        else:
+            assert isinstance(backbone, Seeing)
+            types = segment_ids * backbone.prompt_type
+            hidden, cache = backbone(tokens, segment_ids, positions, types, cache=cache, images=images)
+        block = jax.tree.map(lambda x: _part(x, 0, offset, kept), cache["layers"])
         whole = ~(jnp.isnan(hidden).any(-1) & valid).any()
         return self._pin(self._insert_program(held, block, place)), self._pin(block), self._spread(whole)
+
+    def _see_program(self, params: Parameters, vectors: jax.Array, pixels: jax.Array, number: jax.Array) -> jax.Array:
+        backbone = self.decoder.model(params).backbone
+        assert isinstance(backbone, Seeing) and backbone.reader is not None
+        found = backbone.reader(RowImages(pixels, jnp.zeros((1, 1), jnp.int32)))
+        place = (jnp.int32(0), number * found.shape[1], jnp.int32(0))
+        return self._spread(jax.lax.dynamic_update_slice(vectors, found.astype(vectors.dtype), place))
+
+    def _no_vectors(self, params: Parameters) -> jax.Array:
+        backbone = self.decoder.model(params).backbone
+        assert isinstance(backbone, Seeing)
+        return self._spread(jnp.zeros((1, self.capacity, backbone.hidden_size), backbone.dtype))
 
     def _encode_program(
         self, params: Parameters, held: _Held, tokens: jax.Array, place: jax.Array

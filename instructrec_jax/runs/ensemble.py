@@ -20,6 +20,7 @@ from instructrec_jax.adapters.mixture import MixtureBackbone, MixtureHead
 from instructrec_jax.backbones.decoder import Decoder
 from instructrec_jax.backbones.gpt2 import GPT2
 from instructrec_jax.data.batch import Text
+from instructrec_jax.data.media.media_reader import form_of
 from instructrec_jax.distributed.mesh import DeviceMesh
 from instructrec_jax.evaluation.predictor import Rows, predictor
 from instructrec_jax.files import read_json
@@ -148,6 +149,8 @@ def difference(first: Opened, other: Opened) -> str:
     for name in CONTEXT:
         if getattr(contexts[0], name) != getattr(contexts[1], name):
             return {"max_length": "data.max_length", "truncate": "data.truncate"}.get(name, name)
+    if form_of(contexts[0].pixels) != form_of(contexts[1].pixels):
+        return "preprocessor_config.json"
     digests = [tokenizer_digest(context) for context in contexts]
     if digests[0] != digests[1]:
         return "the tokenizer"

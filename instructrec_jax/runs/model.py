@@ -17,6 +17,7 @@ from instructrec_jax.adapters.lora import add_lora, check_lora, find_places
 from instructrec_jax.adapters.peft import TRAINED_HEADS, read_peft
 from instructrec_jax.adapters.quantized import Format, quantize_backbone, quantize_tables
 from instructrec_jax.backbones.backbone_config import BackboneConfig
+from instructrec_jax.backbones.clip import OLD_END
 from instructrec_jax.backbones.family import PAIR, WORDLESS, Backbone
 from instructrec_jax.backbones.folder import (
     family_of,
@@ -38,7 +39,7 @@ from instructrec_jax.data.media.spectrograms import SoundReader
 from instructrec_jax.distributed.launch import is_first, once, place
 from instructrec_jax.distributed.mesh import DeviceMesh, Nested, parameter_sharding, parameter_shardings
 from instructrec_jax.files import read_json, write_json
-from instructrec_jax.hf_types import PretrainedConfig
+from instructrec_jax.hf_types import PretrainedConfig, PreTrainedTokenizerBase
 from instructrec_jax.preparation import demos
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.runs.config import Config
@@ -144,7 +145,12 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
         vocab_size=getattr(network.get_text_config(), "vocab_size", None),
         prompt_type=family.prompt_type,
         batch_size=config.data.examples_per_step,
+        pad_to=limit if family.padded else None,
     )
+    if family.padded:
+        check_padded(context, limit)
+    if network.model_type == "clip_text_model":
+        check_end(tokenizer, network)
     if family.reader is not None and config.task.asks_about_images and has_processor(folder):
         context.pixels = image_reader(folder, family.reader(network))
         context.image_tokens = ImageTokens.of(network, tokenizer)
@@ -156,6 +162,28 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
             f"task.max_target_length is {longest}, but the network writes at most {written} tokens: lower it."
         )
     return task
+
+
+def check_padded(context: TaskContext, limit: int) -> None:
+    """Raises ValueError where texts cannot be padded to the network's full length."""
+    if context.max_length != limit:
+        raise ValueError(
+            f"data.max_length is {context.max_length}, but this network reads texts padded to {limit} tokens: set it "
+            "to that."
+        )
+    if context.tokenizer.pad_token_id is None:
+        raise ValueError("the tokenizer has no pad_token, but this network reads padded texts.")
+
+
+def check_end(tokenizer: PreTrainedTokenizerBase, network: PretrainedConfig) -> None:
+    """Raises ValueError unless texts end with the token that CLIP's vector is read at."""
+    ids = tokenizer("a")["input_ids"]
+    end = max(ids) if network.eos_token_id == OLD_END else network.eos_token_id
+    if ids[-1] != end:
+        raise ValueError(
+            f"the tokenizer's texts end with the token {ids[-1]}, but the network's vector is that of the token {end} "
+            "(eos_token_id in config.json): does the tokenizer belong to the network?"
+        )
 
 
 def check_pair(config: Config, folder: Path, model_type: str, kind: str) -> None:

@@ -22,7 +22,8 @@ from instructrec_jax.data.example import BadExample, Example, check_example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.listed import check_type, listed
 from instructrec_jax.data.masked import ExampleMask
-from instructrec_jax.data.media.picture_references import PictureFolder
+from instructrec_jax.data.media.picture import Picture
+from instructrec_jax.data.media.picture_references import PictureFolder, read_pictures
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.data.usual_columns import RecordMapper
 from instructrec_jax.distributed.heartbeat import heartbeat
@@ -76,6 +77,14 @@ from instructrec_jax.training.checkpoint import Checkpoints
 
 logger = logging.getLogger(__name__)
 ANYWHERE = PictureFolder(Path(), (Path("/"),))  # a caller from Python names pictures, as any file
+
+
+def _picture(record: Mapping[str, object]) -> Picture:
+    """The picture of {"image": ...}. Raises ValueError for another record."""
+    pictures = read_pictures(record.get("image"), ANYWHERE)
+    if set(record) != {"image"} or len(pictures) != 1:
+        raise ValueError(f"expected {{'image': one picture}}, found {len(pictures)} pictures, and fields {[*record]}.")
+    return pictures[0]
 
 
 def is_run(path: str | Path) -> bool:
@@ -299,11 +308,15 @@ class Run:
         answers = [answer for answer in asker.answers(examples)[0] if answer is not None]
         return Predictions([row.to_record() if isinstance(row, Example) else row for row in rows], answers)
 
-    def encode(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Vectors of texts (embeddings), float32 [texts, width]; [width] of a single text. See `runs.vectors`."""
-        given = cast(list[str], listed(texts, "texts", (str,), "a text or a list of texts"))
-        vectors = self.embedder(given)
-        return vectors[0] if isinstance(texts, str) else vectors
+    def encode(self, texts: "str | Mapping[str, object] | Sequence[str | Mapping[str, object]]") -> np.ndarray:
+        """Vectors of texts (embeddings), float32 [texts, width]; [width] of a single text. See `runs.vectors`.
+
+        A picture is {"image": a path, the bytes of a file, or a picture of Pillow}.
+        """
+        wanted = 'a text, {"image": ...}, or a list of these'
+        given = cast(list[str | Mapping[str, object]], listed(texts, "texts", (str, Mapping), wanted))
+        vectors = self.embedder([each if isinstance(each, str) else _picture(each) for each in given])
+        return vectors[0] if isinstance(texts, str | Mapping) else vectors
 
     @cached_property
     def embedder(self) -> Embedder:

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from instructrec_jax.distributed.chips import peak_flops
 from instructrec_jax.evaluation.tables import Summary
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import TrainingData
-from instructrec_jax.runs.model import SplitModel
 from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.training.flops import Texts, forward_flops, has_output_table, step_flops
 from instructrec_jax.training.state import Tree, merge_params
@@ -42,9 +42,7 @@ def flops_and_peak(setup: TrainingSetup, data: TrainingData) -> tuple[Callable[[
     kind, network = setup.task.context.kind, setup.model.source.config
     patches = pixels.tokens if pixels is not None and kind == "image" else None
     if kind == PAIR and pixels is not None:
-        students = setup.model, shapes, setup.model.is_frozen
-        pairs = [students, *((each, each.params, lambda path: True) for each in setup.teachers)]
-        return lambda tokens: sum(_pair_flops(*each, length, pixels.tokens, tokens) for each in pairs), _peak(setup)
+        return partial(_pair_flops, setup, shapes, length, pixels.tokens), _peak(setup)
 
     def flops(tokens: int) -> float:
         of_texts = round(tokens * share)
@@ -66,9 +64,7 @@ def _peak(setup: TrainingSetup) -> float | None:
     return None if peak is None else peak * setup.mesh.devices.size
 
 
-def _pair_flops(
-    model: SplitModel, shapes: Tree, is_frozen: Callable[[str], bool], length: int, patches: int, tokens: int
-) -> float:
+def _pair_flops(setup: TrainingSetup, shapes: Tree, length: int, patches: int, tokens: int) -> float:
     """FLOP of an image network and a text network, without their projections of one vector each.
 
     Args:
@@ -76,8 +72,8 @@ def _pair_flops(
       patches: tokens of an image.
       tokens: of all pairs.
     """
-    images, network, total = tokens / length, model.source.config, 0.0
-    backbone = model.network.backbone
+    images, network, total = tokens / length, setup.model.source.config, 0.0
+    backbone = setup.model.network.backbone
     assert isinstance(backbone, ImageText)
     for name, config, size, causal in (
         ("text", network.text_config, length - 1, backbone.spec.text.causal),
@@ -85,7 +81,7 @@ def _pair_flops(
     ):
         texts = Texts(round(images * size), size, causal, pooled=round(images))
         side: Tree = {"backbone": {name: shapes["backbone"][name]}}
-        total += step_flops(side, is_frozen, config, texts, tied=False).model
+        total += step_flops(side, setup.model.is_frozen, config, texts, tied=False).model
     return total
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from instructrec_jax.backbones.family import PAIR, WORDLESS
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import input_limit
+from instructrec_jax.data.media.media_reader import form_of
 from instructrec_jax.distributed.launch import once, place
 from instructrec_jax.distributed.mesh import DeviceMesh, replicated
 from instructrec_jax.evaluation.predictor import predictor
@@ -32,6 +34,13 @@ def open_teachers(config: Config, task: Task, mesh: DeviceMesh, *, are_abstract:
     teacher whose batches would mean something else: another task, labels, items, tokenizer or kind of network.
     """
     check_distil(config.distil, task, config.accumulation)
+    if not config.distil.teachers:
+        return []
+    if task.context.kind == PAIR:
+        raise ValueError(
+            f"distil.teachers: task.type {config.task.name} has no teachers, because it compares vectors of a batch: "
+            "leave them out."
+        )
     models = []
     for path in config.distil.teachers:
         run = _teacher(path, config, task, mesh)
@@ -84,6 +93,8 @@ def _teacher(path: str, config: Config, task: Task, mesh: DeviceMesh) -> Run:
         raise ValueError(f"distil.teachers: {path} is of task.type {run.kind}, but this run of {config.task.name}.")
     if difference := _difference(run.task, task):
         raise ValueError(f"distil.teachers: {path} has other {difference} than this run: use a teacher with the same.")
+    if task.context.kind in WORDLESS:
+        return run
     limit = input_limit(read_config(run.folder))
     if config.data.max_length > limit:
         raise ValueError(
@@ -96,10 +107,14 @@ def _teacher(path: str, config: Config, task: Task, mesh: DeviceMesh) -> Run:
 def _difference(teacher: Task, student: Task) -> str | None:
     """What of the batch would mean something else to the teacher; None: nothing."""
     theirs, mine = teacher.context, student.context
-    if theirs.tokenizer.get_vocab() != mine.tokenizer.get_vocab() or theirs.lower_case != mine.lower_case:
-        return "tokens"
     if (theirs.kind, teacher.max_target_length is None) != (mine.kind, student.max_target_length is None):
         return "inputs"
+    if form_of(theirs.pixels) != form_of(mine.pixels):
+        return "pixels of a picture (size, or preprocessor_config.json)"
+    if mine.kind in WORDLESS:
+        return None if _labels(teacher) == _labels(student) else "labels or tasks"
+    if theirs.tokenizer.get_vocab() != mine.tokenizer.get_vocab() or theirs.lower_case != mine.lower_case:
+        return "tokens"
     if _labels(teacher) != _labels(student):
         return "labels or tasks"
     ranking = as_ranking(teacher), as_ranking(student)

@@ -9,6 +9,7 @@ import scipy
 
 from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.media.picture import Picture
 from instructrec_jax.data.prompts import render
 from instructrec_jax.runs.predictions import Asker, fields_of, rows_of
 from instructrec_jax.runs.run import Run
@@ -35,12 +36,12 @@ class Vectors:
 
 
 class Embedding:
-    """Texts -> `Vectors`, as `Run.encode`."""
+    """Texts and pictures -> `Vectors`, as `Run.encode`."""
 
     def __init__(self, run: Run):
         self.embedder = run.embedder
 
-    def answer(self, asked: list[list[str]]) -> list[Vectors | Exception]:
+    def answer(self, asked: Sequence[Sequence[str | Picture]]) -> list[Vectors | Exception]:
         return in_one_call(asked, self.embedder.tokens, self._compute)
 
     def _compute(self, asked: list[list[Text]]) -> list[Vectors]:
@@ -148,6 +149,10 @@ class Predicting:
         rows = rows_of(asked, self.fields)
         examples = [self.asker.example(row, f"record {number}") for number, row in enumerate(rows)]
         for example in examples:
+            if len(example.media) > 1:
+                raise ValueError(
+                    f"{example.where}: it has {len(example.media)} pictures; /classify reads one a record."
+                )
             if example.task in self.writing:
                 raise ValueError(
                     f"{example.where}: the subtask {example.task!r} writes texts, which /classify does not."

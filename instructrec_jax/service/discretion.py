@@ -8,6 +8,8 @@ import json
 import re
 from collections.abc import Collection, Iterator
 
+from instructrec_jax.data.media.picture_references import inline_media
+
 LONGEST = 1000  # characters of a message
 PIECE = 8  # any 2 * PIECE - 1 characters of the request are found wherever they stand, and shorter quotations in quotes
 QUOTE = re.compile("['\"`]")
@@ -35,7 +37,9 @@ def said_in(body: bytes, known: Collection[str]) -> list[str]:
         value = json.loads(body) if body else None
     except (ValueError, RecursionError):
         return [body.decode("utf-8", "replace")]
-    return [text for text in _texts(value) if text and text not in known]
+    # of a picture that is written out, messages quote the beginning at most
+    texts = (text[:LONGEST] if inline_media(text) is not None else text for text in _texts(value))
+    return [text for text in texts if text and text not in known]
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -1,8 +1,9 @@
 """Answers many requests at a time: they join and leave between two decoding steps (continuous batching).
 
-One thread works on the devices. In each round it reads at most one chunk of one prompt and chooses one token for every
-answer under way, so a long prompt delays the others by a chunk at a time. Texts and stop sequences of a step are dealt
-with while the devices compute the next.
+One thread works on the devices. In each round it reads at most one chunk, or one picture, of one prompt and chooses one
+token for every answer under way, so a long prompt delays the others by a chunk at a time. (Prompts whose tokens attend
+to later ones are read as a whole: those of PaliGemma, and those with pictures of Gemma 3.) Texts and stop sequences of
+a step are dealt with while the devices compute the next.
 """
 
 import logging
@@ -17,9 +18,10 @@ import jax
 import numpy as np
 
 from instructrec_jax.backbones.layers import Cache
+from instructrec_jax.data.media.text_images import TextImages
 from instructrec_jax.inference.decoding import NOT_NUMBERS, Network, Parameters
 from instructrec_jax.inference.generation_config import GenerationConfig
-from instructrec_jax.inference.slots import MOST_TOP, Chosen, Rows, Slots
+from instructrec_jax.inference.slots import MOST_TOP, Chosen, Rows, Seen, Slots
 from instructrec_jax.inference.text import AnswerText, TextStream
 from instructrec_jax.inference.writer import Writer
 from instructrec_jax.service.batching import QueueFull
@@ -92,6 +94,11 @@ class _Request:
     last_read: int = 0  # number of the round that read its last chunk
     writing: bool = False  # its prompt is read
     keys: list[bytes] = field(default_factory=list)
+    images: TextImages | None = None
+    starts: list[int] = field(default_factory=list)  # first token of each picture
+    viewed: int = 0  # pictures that are read, or in a known prefix
+    seen: Seen | None = None  # what they gave
+    whole: bool = False  # its prompt is read as a whole
     tokens: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     tops: list[Top] = field(default_factory=list)
@@ -126,6 +133,7 @@ class Engine(Generic[Network]):
         self.writer, self.settings = writer, settings
         self._pair = decoder.encoder_decoder
         self._slots = Slots(decoder, params, slots=settings.slots, capacity=self.capacity, chunk=settings.chunk)
+        self._sees, self._together = self._slots.sees, self._slots.together
         self._rows = Rows(settings.slots)
         self._prefixes = Prefixes(settings.prefix_bytes)
         self._free = list(range(settings.slots))
@@ -152,6 +160,7 @@ class Engine(Generic[Network]):
         number: int = 0,
         exact: bool = False,
         top_logprobs: int = 0,
+        images: TextImages | None = None,
     ) -> Stream:
         """Asks for the answer to a prompt, int32 [tokens]: the one that `Writer.write` gives to prompt `number`.
 
@@ -160,6 +169,7 @@ class Engine(Generic[Network]):
           number: of the prompt, or of the choice, which samples differently from the others.
           exact: the same bits whoever asks beside: every step then computes all slots at full length.
           top_logprobs: how many of the likeliest tokens to report with each token.
+          images: the pictures of the prompt.
 
         Raises:
           ValueError: the prompt is empty or too long, or the request cannot be served.
@@ -172,8 +182,9 @@ class Engine(Generic[Network]):
         text = AnswerText(tokenizer, rules.eos, config.stop)
         stream = Stream(len(prompt), lambda: self._cancel(request))
         request = _Request(prompt, config, number, exact, top_logprobs, stream, text, TextStream(text, config.stop))
-        if not self._pair:
-            request.keys = prefix_keys(prompt[:-1], self.settings.chunk)
+        self._note_images(request, images)
+        if not self._pair and not request.whole:
+            request.keys = prefix_keys(prompt[:-1], self.settings.chunk, self._digests(request))
         with self._changed:
             if self._failure is not None:
                 raise RuntimeError(f"the engine broke: {self._failure}") from self._failure
@@ -185,6 +196,21 @@ class Engine(Generic[Network]):
             self._queue.append(request)
             self._changed.notify_all()
         return stream
+
+    def _note_images(self, request: _Request, images: TextImages | None) -> None:
+        request.whole = self._together == "prompt" or (self._together == "image" and images is not None)
+        if images is None:
+            return
+        if not self._sees:
+            raise ValueError("the network reads no images beside words.")
+        request.images, first = images, images.vectors * np.arange(len(images.pictures))
+        request.starts = np.flatnonzero(np.isin(images.places, first)).tolist()
+
+    def _digests(self, request: _Request) -> dict[int, str]:
+        """The hash of each picture by its first token."""
+        if request.images is None:
+            return {}
+        return {start: each.digest for start, each in zip(request.starts, request.images.pictures, strict=True)}
 
     def _check(self, prompt: np.ndarray, config: GenerationConfig, number: int, top: int) -> None:
         if config.beams > 1:
@@ -228,10 +254,14 @@ class Engine(Generic[Network]):
             if self._active:
                 raise RuntimeError("warm up the engine before the first request.")
             slots = self._slots
-            for length in () if self._pair else slots.reads:
+            if slots.sees:
+                slots.see(slots.unseen, np.zeros(slots.image_shape, np.float32), 0)
+            for length in () if self._pair or slots.together == "prompt" else slots.reads:
                 offset = length - slots.chunk
                 for size in slots.sizes:
                     slots.insert(0, slots.prefill(0, np.zeros(size, np.int32), offset)[0], offset)
+            for length in slots.lengths if slots.together != "nothing" else ():
+                slots.prefill_whole(0, np.zeros(length, np.int32))
             for length in slots.lengths:
                 if self._pair:
                     slots.encode(0, np.zeros(length, np.int32))
@@ -296,12 +326,15 @@ class Engine(Generic[Network]):
         for number, block in enumerate(blocks):
             slots.insert(row, block, number * slots.chunk)
         request.read = request.stream.cached_tokens = len(blocks) * slots.chunk
+        if request.images is not None:
+            request.seen = Seen(slots.unseen.vectors, request.images.places)
+            request.viewed = sum(start + request.images.vectors <= request.read for start in request.starts)
         if request.config.repetition_penalty != 1:
             start = self.writer.decoder.rules.start
             slots.remember(row, np.array([start]) if self._pair else request.prompt)
         self._counts.prefix_hits += request.read
         self._counts.prefix_misses += len(request.prompt) - request.read
-        if not self._pair and request.read >= len(request.prompt) - 1:
+        if not self._pair and not request.whole and request.read >= len(request.prompt) - 1:
             self._start(request)
 
     def _start(self, request: _Request) -> None:
@@ -315,7 +348,7 @@ class Engine(Generic[Network]):
         self._rows.set(request.row, request.config, numbers=request.number, top=request.top > 0, active=True, **where)
 
     def _round(self) -> None:
-        """One chunk of one prompt, one step for all answers, and the texts of the step before."""
+        """One chunk (or picture) of one prompt, one step for all answers, and the texts of the step before."""
         # the prompt that has waited longest for a chunk: a short one does not wait for all of a long one
         reading = min((r for r in self._active if not r.writing), key=lambda r: r.last_read, default=None)
         finish_reading = None if reading is None else self._read(reading)
@@ -330,16 +363,21 @@ class Engine(Generic[Network]):
             self._take_tokens(writing, jax.device_get(chosen))
 
     def _read(self, request: _Request) -> Callable[[], None]:
-        """Starts reading a prompt's next chunk; the function that it returns waits for the result."""
+        """Starts reading a prompt's next picture or chunk; the function that it returns waits for the result."""
         slots, row, offset = self._slots, request.row, request.read
         self._rounds += 1
         request.last_read = self._rounds
         block: Cache | None = None
+        last = len(request.prompt) - 1  # which the first step reads
+        end = len(request.prompt) if self._pair or request.whole else min(offset + slots.chunk, last)
+        if request.images is not None and request.viewed < len(request.starts) and request.starts[request.viewed] < end:
+            return self._view(request, request.images)
         if self._pair:
-            whole, end = slots.encode(row, request.prompt), len(request.prompt)
+            whole = slots.encode(row, request.prompt)
+        elif request.whole:  # with the last token, to which others attend; the first step computes the same of it again
+            whole = slots.prefill_whole(row, request.prompt, request.seen)
         else:
-            end = min(offset + slots.chunk, len(request.prompt) - 1)
-            block, whole = slots.prefill(row, request.prompt[offset:end], offset)
+            block, whole = slots.prefill(row, request.prompt[offset:end], offset, request.seen)
 
         def finish() -> None:
             request.read = end
@@ -348,10 +386,22 @@ class Engine(Generic[Network]):
             elif not request.ended:
                 if block is not None and end == offset + slots.chunk:
                     self._prefixes.add(request.keys[offset // slots.chunk], block)
-                if self._pair or end == len(request.prompt) - 1:
+                if self._pair or end >= last:
                     self._start(request)
 
         return finish
+
+    def _view(self, request: _Request, images: TextImages) -> Callable[[], None]:
+        """Starts reading a prompt's next picture; a file that went bad fails its request alone."""
+        assert request.seen is not None
+        try:
+            pixels = images.read(images.pictures[request.viewed])  # decoded and checked before it was submitted
+        except ValueError as error:
+            broken = error
+            return lambda: self._fail(request, broken)
+        request.seen = self._slots.see(request.seen, pixels, request.viewed)
+        request.viewed += 1
+        return lambda: None
 
     def _step(self, writing: list[_Request]) -> Chosen:
         """Starts a step of the requests that write."""
@@ -418,15 +468,15 @@ class Engine(Generic[Network]):
         self._count(finish)
         self._put(request, request.pieces.update(request.tokens, final=True), finish)
 
-    def _fail(self, request: _Request) -> None:
-        """A request whose logits are NaN; the others go on."""
+    def _fail(self, request: _Request, error: Exception | None = None) -> None:
+        """A request whose logits are NaN, or that has another error; the others go on."""
         if request.ended:
             return
         request.ended = True
         self._slots.clear(request.row)
         self._release(request)
         self._count("failed")
-        request.stream.put(FloatingPointError(NOT_NUMBERS))
+        request.stream.put(error or FloatingPointError(NOT_NUMBERS))
 
     def _count(self, finish: str) -> None:
         with self._changed:

@@ -13,6 +13,7 @@ from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.answering.ranker import Ranker
 from instructrec_jax.answering.recommender import Recommender
 from instructrec_jax.answering.terminal import named_weight
+from instructrec_jax.data.media.picture import Sound
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.model import backbone_folder
 from instructrec_jax.runs.run import Run, is_run, require_finished, run_settings
@@ -28,6 +29,7 @@ from instructrec_jax.service.scenarios import Assisting, Recommending, Watching
 from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig
 from instructrec_jax.service.warm_up import compile_ranker, compile_task, compile_vectors
 from instructrec_jax.service.writer import ServedWriter
+from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.kinds import as_language_model, as_ranking
 from instructrec_jax.tasks.ranking.reranker import RerankerTask
 from instructrec_jax.tasks.ranking.retrieval import RetrievalTask
@@ -221,16 +223,29 @@ def _open(config: ModelConfig) -> Run | LanguageModel | str:
         settings = settings_of(config.path)
     try:
         if _writes(config, settings):
-            return LanguageModel(config.path, config.settings)
+            model = LanguageModel(config.path, config.settings)
+            return _unserved(config, model.run.task, writes=True) or model
         run = Run.open(config.path, settings, fixed_shapes=True)
-        if run.task.context.pixels is not None:
-            return f"{config.path} reads pictures or sounds, which the service does not: use `predict`."
+        if refusal := _unserved(config, run.task, writes=False):
+            return refusal
         _ = [member.model for member in run.members or (run,)]
     except ValueError as error:
         if not trained:
             raise
         return str(error)
     return run
+
+
+def _unserved(config: ModelConfig, task: Task, *, writes: bool) -> str:
+    """Why a run on pictures or sounds is not served; "" for one that is."""
+    read = task.context.pixels
+    if read is not None and read.kind is Sound:
+        return f"{config.path} reads sounds, which the service does not: use `predict`."
+    if task.context.image_tokens is not None and not writes:
+        return f"{config.path} chooses between answers about pictures, which the service does not: use `predict`."
+    if read is not None and (config.actions or config.slots):
+        return f"{config.path} reads pictures, but actions are for requests in words: leave actions and slots out."
+    return ""
 
 
 def _writes(config: ModelConfig, settings: Sequence[str] | Config) -> bool:
@@ -254,7 +269,9 @@ def _served(name: str, run: Run, config: ModelConfig, limits: LimitsConfig, shar
     ranks = run.trained and as_ranking(run.task) is not None
     predicts = run.trained and not ranks and run.task.has_answers
     if _has_vectors(run):
-        answerers |= {"embed": Embedding(run), "rerank": Cosines(run)}
+        answerers["embed"] = Embedding(run)
+        if run.task.context.kind != "image":
+            answerers["rerank"] = Cosines(run)
         if not (run.trained and isinstance(run.task, RetrievalTask)):  # whose vectors have the programs of its task
             warming.append(partial(compile_vectors, run))
     if predicts:
@@ -286,11 +303,13 @@ def _locked(lock: threading.Lock, call: Callable[P, T]) -> Callable[P, T]:
 
 
 def _has_vectors(run: Run) -> bool:
-    """Whether the backbone gives vectors of texts."""
+    """Whether the backbone gives vectors of texts or pictures."""
     if run.members:
         return False
     if as_language_model(run.task) is not None:
         return not run.trained  # a folder that declares how vectors are made
+    if run.task.context.kind in ("image", "image_text"):
+        return True
     reads = getattr(run.config.task, "text", True)  # a sequence of items may have no backbone
     return reads and (run.task.context.kind == "encoder" or isinstance(run.task, RetrievalTask | SimilarityTask))
 
@@ -320,7 +339,7 @@ def _scenarios(
             warming.append(partial(compile_task, slots))
     elif config.slots:
         raise ValueError(f"the model {config.path} has slots, but no actions: name its actions file.")
-    if run.trained and run.kind == "classification":
+    if run.trained and run.kind == "classification" and run.task.context.pixels is None:
         try:
             found["watch"] = Watching(run, config.watch, instruction=config.instruction, most=limits.records)
         except ValueError:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -10,10 +10,17 @@ import numpy as np
 from instructrec_jax.backbones.layers import Cache
 
 
-def prefix_keys(tokens: np.ndarray, chunk: int) -> list[bytes]:
-    """A digest of the tokens (int32 [n]) up to the end of each whole chunk."""
+def prefix_keys(tokens: np.ndarray, chunk: int, pictures: Mapping[int, str] | None = None) -> list[bytes]:
+    """A digest of the tokens (int32 [n]) up to the end of each whole chunk.
+
+    Args:
+      pictures: the hash of each picture by its first token.
+    """
     digest, keys = hashlib.blake2b(digest_size=16), []
     for end in range(chunk, len(tokens) + 1, chunk):
+        for start, name in (pictures or {}).items():
+            if end - chunk <= start < end:
+                digest.update(f"{start}:{name};".encode())
         digest.update(np.ascontiguousarray(tokens[end - chunk : end], np.int32).tobytes())
         keys.append(digest.digest())
     return keys

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar, cast
 
+from instructrec_jax.data.media.picture_references import inline_media
 from instructrec_jax.masking.masker import MaskConfig, Masker, Session, Tagger
 from instructrec_jax.masking.spans import Span
 from instructrec_jax.runs.run import Run
@@ -56,7 +57,10 @@ class Private:
         return Counter() if self.session is None else self.session.counts
 
     async def mask(self, value: Value) -> Value:
-        """The value with placeholders in its texts, but not in the names of its fields; beside the event loop."""
+        """The value with placeholders in its texts; beside the event loop.
+
+        Names of fields, and pictures and sounds that are written out, stay as they are.
+        """
         if self.session is None:
             return value
         return await asyncio.to_thread(partial(_mapped, self.session.mask, value))
@@ -86,7 +90,7 @@ class Private:
 
 def _mapped(change: Callable[[str], str], value: Value) -> Value:
     if isinstance(value, str):
-        return cast(Value, change(value))
+        return value if inline_media(value) is not None else cast(Value, change(value))
     if isinstance(value, dict):
         return cast(Value, {name: _mapped(change, each) for name, each in value.items()})
     if isinstance(value, list):

@@ -7,6 +7,8 @@ import numpy as np
 from instructrec_jax.answering.ranker import Ranker
 from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.media.text_images import TextImages
+from instructrec_jax.data.media.thumbnails import blank_picture
 from instructrec_jax.distributed.mesh import data_shards
 from instructrec_jax.evaluation.predictor import LONG_TARGETS, SHORT_TARGETS, ladder, texts_of_every_shape
 from instructrec_jax.inference.likelihood import Branch, Request, log_likelihoods
@@ -17,6 +19,7 @@ from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.reranker import RerankerTask
 from instructrec_jax.tasks.ranking.sequence import TABLES, SequenceTask, TextVectors
+from instructrec_jax.tasks.text.contrastive import ContrastiveTask, beside_image
 from instructrec_jax.tasks.texts import tokenize
 
 SAMPLES = (Example(instruction="a"), Example(instruction="a", input="a"))
@@ -31,9 +34,10 @@ def compile_task(run: Run) -> None:
         if isinstance(task, LikelihoodTask):
             _likelihoods(run, task, predict)
             continue
-        for texts in texts_of_every_shape(_sample(task), buckets(run.config), data_shards(run.mesh)):
-            for each in predict.each:
-                each.run(texts)
+        for sample in _samples(task):
+            for texts in texts_of_every_shape(sample, buckets(run.config), data_shards(run.mesh)):
+                for each in predict.each:
+                    each.run(texts)
         if isinstance(task, SequenceTask):
             for each in predict.each:
                 _sequences(run, task, each)
@@ -57,6 +61,19 @@ def compile_ranker(ranker: Ranker, most: int, *, alone: bool) -> None:
         _ = ranker.vectors
         if alone:
             ranker.index.compile(min(most, len(ranker.catalogue)))
+
+
+def _samples(task: Task) -> list[Text]:
+    """Texts as the task encodes them: one of each kind that a request may have."""
+    read = task.context.pixels
+    if read is None:
+        return [_sample(task)]
+    picture = Text(np.zeros(read.vectors, np.int32), images=TextImages.alone([blank_picture()], read))
+    if not isinstance(task, ContrastiveTask):
+        return [picture]
+    caption = task.captions(["a"], ["the caption a"])[0]
+    assert caption is not None and picture.images is not None
+    return [caption, beside_image(caption, picture.images)]
 
 
 def _sample(task: Task) -> Text:

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from instructrec_jax.answering.language_model import LanguageModel
+from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.service.engine import Engine
@@ -20,16 +19,26 @@ class ServedWriter:
     model: LanguageModel
     engine: Engine[Any]
 
-    def chat(self, example: Example) -> np.ndarray:
-        """int32 [tokens] of a conversation or an instruction, rendered with the run's template."""
-        return self.model.tokenize(example, "the conversation", raw=False)
+    def chat(self, example: Example) -> Text:
+        """The tokens and pictures of a conversation or an instruction, rendered with the run's template.
 
-    def text(self, prompt: str) -> np.ndarray:
-        """int32 [tokens] of a text as it is."""
-        return self.model.tokenize(prompt, "the prompt", raw=True)
+        Raises ValueError for a picture that cannot be read.
+        """
+        text = self.model.read(example, "the conversation", raw=False)
+        if text.images is not None:
+            for number, picture in enumerate(text.images.pictures, 1):
+                try:
+                    text.images.read(picture)
+                except ValueError as error:
+                    raise ValueError(f"picture {number} of {len(text.images.pictures)}: {error}") from error
+        return text
+
+    def text(self, prompt: str) -> Text:
+        """The tokens of a text as it is."""
+        return self.model.read(prompt, "the prompt", raw=True)
 
     def submit(
-        self, prompts: Sequence[np.ndarray], config: GenerationConfig, *, n: int, exact: bool, top: int
+        self, prompts: Sequence[Text], config: GenerationConfig, *, n: int, exact: bool, top: int
     ) -> list[Stream]:
         """n answers to each prompt, prompt by prompt; answer i of a prompt is the one that `generate` gives prompt i.
 
@@ -39,7 +48,10 @@ class ServedWriter:
         try:
             for prompt in prompts:
                 for number in range(n):
-                    streams.append(self.engine.submit(prompt, config, number=number, exact=exact, top_logprobs=top))
+                    stream = self.engine.submit(
+                        prompt.tokens, config, number=number, exact=exact, top_logprobs=top, images=prompt.images
+                    )
+                    streams.append(stream)
         except Exception:
             for stream in streams:
                 stream.cancel()
@@ -50,7 +62,7 @@ class ServedWriter:
         """A token's text alone."""
         return str(self.model.tokenizer.decode([number]))
 
-    def fitted(self, config: GenerationConfig, prompts: Sequence[np.ndarray], given: bool) -> GenerationConfig:
+    def fitted(self, config: GenerationConfig, prompts: Sequence[Text], given: bool) -> GenerationConfig:
         """The settings with as many new tokens as there is room for, where the request did not say how many."""
-        room = self.engine.capacity - max(map(len, prompts))
+        room = self.engine.capacity - max(len(prompt.tokens) for prompt in prompts)
         return config if given or room < 1 else replace(config, max_new_tokens=min(config.max_new_tokens, room))

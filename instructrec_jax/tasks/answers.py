@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, Protocol, TypeAlias, TypedDict
 
+from instructrec_jax.data.media.picture import Picture
+from instructrec_jax.data.media.thumbnails import thumbnail
+
 CaseRecord: TypeAlias = Mapping[str, Any]
 """One case of an evaluation, as in predictions.jsonl: a JSON object, whose fields depend on the task."""
 
@@ -21,10 +24,29 @@ class ShownOutput(TypedDict):
     why: NotRequired[str]
 
 
+class ShownPicture(TypedDict):
+    """A picture for people to see: its name, and a small copy as a data URI ("" where there is none).
+
+    Attributes:
+      hit: whether it is the one that was looked for.
+    """
+
+    name: str
+    data: str
+    hit: NotRequired[bool]
+
+
+def shown_picture(picture: Picture) -> ShownPicture:
+    """A picture's name and a small copy of it."""
+    return {"name": picture.name, "data": thumbnail(picture)}
+
+
 class Shown(TypedDict):
     """A case for people to read, as in examples.json.
 
     Attributes:
+      pictures: what the case is about, beside its words.
+      nearest: of pairs: the pictures that are nearest to the target.
       wanted: the target, if there is one.
       answers: the best answers, or the only one.
       asked, wanted_why: of rankings: the facts that the instruction asks for, and those that the target matches.
@@ -37,6 +59,8 @@ class Shown(TypedDict):
     asked: NotRequired[list[str]]
     wanted_why: NotRequired[str]
     group: NotRequired[str]
+    pictures: NotRequired[list[ShownPicture]]
+    nearest: NotRequired[list[ShownPicture]]
 
 
 class Answer(Protocol):

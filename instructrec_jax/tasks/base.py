@@ -26,7 +26,7 @@ from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.data.media.image_tokens import ImageTokens
 from instructrec_jax.data.media.media_reader import MediaReader
 from instructrec_jax.ranking.catalogue import Catalogue
-from instructrec_jax.tasks.answers import Answer, CaseRecord, Shown, ShownOutput
+from instructrec_jax.tasks.answers import Answer, CaseRecord, Shown, ShownOutput, shown_picture
 from instructrec_jax.tasks.averaging import Judged, OutputKind
 from instructrec_jax.tasks.encoded import Encoded
 from instructrec_jax.tasks.objective import Choice, Objective
@@ -104,6 +104,7 @@ class TaskContext:
     vocab_size: int | None = None  # rows of the word embeddings; None: one per token of the tokenizer
     pixels: MediaReader | None = None  # what makes arrays of pictures or sounds; None: the network reads none
     batch_size: int | None = None  # examples of a training batch; None: a batch is rows
+    pad_to: int | None = None  # tokens that every text is padded to; None: it is not padded
     image_tokens: ImageTokens | None = None  # how pictures stand between words; None: not there
     prompt_type: int = 0  # the token type of a prompt's tokens: see `backbones.family.Backbone`
 
@@ -321,8 +322,12 @@ class Task:
 
     def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[Shown]:
         """Five random examples (seeded) in the form of `shown`; empty for a task without readable predictions."""
-        records = self.score(predict, self.drawn(encoded)).predictions
-        return [self.shown(record) for record in records if "prediction" in record]
+        drawn = self.drawn(encoded)
+        records = self.score(predict, drawn).predictions
+        whole = [own[0].example for own in pieces(drawn)]
+        examples = whole if len(whole) == len(records) else [None] * len(records)
+        both = zip(records, examples, strict=True)
+        return [_with_pictures(self.shown(record), example) for record, example in both if "prediction" in record]
 
     def drawn(self, encoded: Sequence[Encoded]) -> list[Encoded]:
         """All encodings of five random examples (seeded)."""
@@ -339,6 +344,12 @@ class Task:
             "measure": self.case_measure.replace("_", " "),
         }
         return {"instruction": record["input"], "wanted": wanted, "answers": [answer]}
+
+
+def _with_pictures(shown: Shown, example: Example | None) -> Shown:
+    if example is None or not example.images:
+        return shown
+    return {**shown, "pictures": [shown_picture(picture) for picture in example.images]}
 
 
 def _readable(value: object) -> str:

@@ -115,7 +115,11 @@ def _fitting(tokens: _Tokens, name: str, context: TaskContext) -> Text | None:
     if not kept:
         raise ValueError(f"{name} has no tokens.")
     types = None if tokens.types is None else np.array([tokens.types[i] for i in kept], np.int32)
-    return Text(np.array([tokens.ids[i] for i in kept], np.int32), types)
+    ids = np.array([tokens.ids[i] for i in kept], np.int32)
+    if context.pad_to is not None:
+        padding = np.full(context.pad_to - len(ids), context.tokenizer.pad_token_id, np.int32)
+        return Text(np.concatenate([ids, padding]))
+    return Text(ids, types)
 
 
 def _cut_pair(owners: Sequence[int | None], name: str, context: TaskContext) -> list[int]:

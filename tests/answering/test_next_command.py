@@ -10,6 +10,7 @@ import numpy as np
 from instructrec_jax.answering.next_command import next_command
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.media.picture import Picture
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.predict import main as predict
 from instructrec_jax.ranking.catalogue import Catalogue
@@ -59,6 +60,14 @@ def test_a_language_model_writes_and_an_untuned_network_is_tuned() -> None:
     command = next_command(run(LanguageModelConfig(), Task()), cases)
     assert shlex.split(command)[2:] == ["instructrec_jax.generate", "runs/my run", "--prompt", "Name a river's end."]
     assert "instructrec_jax.predict" in next_command(run(LanguageModelConfig(), Task()), cases[:1])
+    pictured = case(
+        instruction="What is it?", images=(Picture("0", str(Path.cwd() / "my pics/a.png")), Picture("1", "/b.png"))
+    )
+    command = next_command(run(LanguageModelConfig(), Task()), [pictured])
+    asked = ["--image", "my pics/a.png", "--image", "/b.png", "--prompt", "What is it?"]
+    assert shlex.split(command)[2:] == ["instructrec_jax.generate", "runs/my run", *asked]
+    inline = case(instruction="What is it?", images=(Picture.of(b"bytes"),))  # which no command line can name
+    assert "instructrec_jax.predict" in next_command(run(LanguageModelConfig(), Task()), [inline])
     assert "instructrec_jax.train" in next_command(run(LanguageModelConfig(), Task(), trained=False))
     mute = Task()
     mute.has_answers = False

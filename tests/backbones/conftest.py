@@ -91,6 +91,8 @@ CLASSES = {
     "dinov2_with_registers": "Dinov2WithRegisters",
     "clip": "CLIP",
     "siglip": "Siglip",
+    "clip_text_model": "CLIPText",
+    "siglip_text_model": "SiglipText",
     "gemma": "Gemma",
     "llava": "Llava",
     "paligemma": "PaliGemma",
@@ -121,6 +123,8 @@ DEFAULTS = {
     "dinov2_with_registers": IMAGE | dict(num_labels=3, mlp_ratio=2, num_register_tokens=3),
     "clip": dict(text_config=TEXT, vision_config=IMAGE, projection_dim=20),
     "siglip": dict(text_config=TEXT | dict(projection_size=32), vision_config=IMAGE),
+    "clip_text_model": TEXT,
+    "siglip_text_model": TEXT | dict(projection_size=20),
     "gemma": DECODER | dict(head_dim=12),
     "llava": dict(
         text_config=IN_WORDS | dict(model_type="llama"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from flax import nnx
 
-from instructrec_jax.backbones.folder import PoolingSpec, read_pooling
+from instructrec_jax.backbones.folder import PoolingSpec, find_family, read_pooling
 from instructrec_jax.backbones.reading import load_backbone
 
 
@@ -21,6 +21,8 @@ def load(folder, **options):
 
 def test_unsupported_model_type_lists_the_supported_ones(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "reformer"}')
+    with pytest.raises(ValueError, match="'siglip2_vision_model'.*NaFlex.*fixed resolution"):
+        find_family("siglip2_vision_model")
     with pytest.raises(ValueError, match="'reformer'.*bert, clip, .*distilbert,.* modernbert, mpnet,.* xlm-roberta"):
         load(tmp_path)
 

@@ -142,6 +142,8 @@ def slow(*case):
         ("clip", "Model", dict()),
         ("clip", "Model", dict(text_config=TEXT | dict(eos_token_id=2), vision_config=ONE_PATCH, shard="20KB")),
         ("siglip", "Model", dict(dtype=torch.bfloat16)),
+        ("clip_text_model", "Model", dict(dtype=torch.float16, hidden_act="gelu")),
+        ("siglip_text_model", "Model", dict(shard="20KB")),
         ("siglip", "Model", dict(text_config=TEXT, vision_config=ONE_PATCH | dict(vision_use_head=False))),
         ("whisper", SEQ2SEQ, dict(decoder_layers=3, encoder_attention_heads=2, shard="20KB")),
         ("whisper", "Model", dict(activation_function="relu", scale_embedding=True, dtype=torch.bfloat16)),

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from report_files import EVIL, evaluation, examples
 
+from instructrec_jax.data.media.thumbnails import START
 from instructrec_jax.evaluation import report
 from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.evaluation.tables import format_table
@@ -288,3 +289,27 @@ def test_curves_start_before_tuning_where_the_cases_are_the_same(tmp_path, monke
     monkeypatch.setattr(report, "line_plot", lambda title, lines, **_: curves.update(lines) or "")
     write_report(tmp_path)
     assert curves["NDCG@10"][0] == first and curves["NDCG@10"][-1] == (100, 0.2)
+
+
+def test_pictures_are_in_the_page_and_nothing_else_is(tmp_path):
+    """Thumbnails of examples, mistakes and nearest pairs; any other source of a picture is left out."""
+    fill(tmp_path)
+    good = {"name": "/data/a <b>.png", "data": START + "AAAA"}
+    evil = {"name": EVIL, "data": "https://evil.example/x.png"}
+    shown = {"instruction": good["name"], "wanted": "x", "answers": [], "pictures": [good]}
+    both = {
+        "instruction": "two?",
+        "wanted": None,
+        "answers": [],
+        "pictures": [good, evil],
+        "nearest": [{**good, "hit": True}],
+    }
+    write_json(tmp_path / "examples.json", [shown, both])
+    mistake = {"reference": "cat", "prediction": "dog", "count": 1200, "pictures": [good, evil]}
+    write_json(tmp_path / "evaluation.json", evaluation() | {"mistakes": [mistake]})
+    page = page_of(tmp_path)
+    sources = [attributes["src"] for tag, attributes in page.elements if tag == "img"]
+    assert sources.count(good["data"]) == 4 and all(source.startswith("data:image/") for source in sources)
+    assert "a <b>.png" in page.text and page.text.count("no picture") == 2
+    assert good["name"] not in page.text  # it is shown, so its path is not what was asked
+    assert "dog instead of cat" in page.text and "1,200 cases" in page.text and "a <b>.png ★" in page.text

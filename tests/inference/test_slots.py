@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import pytest
 import tiny_networks
 
 from instructrec_jax.inference.generation_config import GenerationConfig
@@ -44,12 +43,26 @@ def test_a_copied_chunk_has_the_bits_of_a_computed_one(network: Callable[..., An
     assert both.log_probs[0] == both.log_probs[1] == alone.log_probs[0]
 
 
-def test_prompts_that_are_read_in_both_directions_are_refused(network: Callable[..., Any]) -> None:
-    """In chunks, a token would not see those of later chunks."""
-    decoder, params = network("paligemma", 3).decoder()
+def test_a_prompt_read_as_a_whole_is_that_of_chunks(network: Callable[..., Any]) -> None:
+    """Of a causal network; what attends in both directions is in service/test_engine.py."""
+    slots, last = opened(network), len(TEXT) - 1
+    for at in range(0, last, 8):
+        slots.prefill(0, TEXT[at : min(at + 8, last)], at)
+    assert bool(slots.prefill_whole(1, TEXT))
+    for mine, other in zip(row_bits(slots, 0), row_bits(slots, 1), strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-5)
+
+
+def test_an_image_is_read_into_its_place(network: Callable[..., Any]) -> None:
+    decoder, params = network("llava", 3).decoder()
     slots = Slots(decoder, params, slots=2, capacity=30, chunk=8)
-    with pytest.raises(ValueError, match="both directions.*PaliGemma"):
-        slots.prefill(0, TEXT[:8], 0)
+    assert slots.sees and slots.together == "nothing" and slots.image_shape == (12, 12, 3)
+    pixels = np.random.default_rng(0).normal(size=slots.image_shape).astype(np.float32)
+    seen = np.asarray(slots.see(slots.unseen, pixels, 1).vectors)
+    assert seen.shape == (1, 32, 32) and not seen[:, :9].any() and not seen[:, 18:].any()
+    assert seen[:, 9:18].any(-1).all()
+    slots.remember(0, np.array([5, 10**6]))  # the token of an image may lie beyond the vocabulary
+    assert np.flatnonzero(np.asarray(slots.held.seen[0])).tolist() == [5]
 
 
 def test_a_row_that_waits_is_not_written(network: Callable[..., Any]) -> None:

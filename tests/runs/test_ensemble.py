@@ -200,7 +200,7 @@ def test_the_engine_of_the_service_writes_the_same(language_models: dict[str, Pa
     for each in (path, tmp_path / "E"):
         model = LanguageModel(each)
         engine = Engine(model.writer, model.params, EngineSettings(slots=2, capacity=64, chunk=8, queue=4))
-        prompt = model.tokenize("a good book about love", "here", raw=False)
+        prompt = model.read("a good book about love", "here", raw=False).tokens
         stream = engine.submit(prompt, GenerationConfig(max_new_tokens=5))
         found.append([piece.text for piece in stream])
         engine.close()

@@ -4,15 +4,20 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny_networks
-from tiny_networks import Network, prompts
+from tiny_networks import Network, prompts, with_images
 from transformers import PreTrainedTokenizerBase
 
+from instructrec_jax.backbones.row_images import RowImages
+from instructrec_jax.data.media.media_reader import MediaReader
+from instructrec_jax.data.media.picture import Picture
+from instructrec_jax.data.media.text_images import TextImages
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.inference.writer import Writer
 from instructrec_jax.service.compilations import Compilations
@@ -61,6 +66,24 @@ def world(
         each.engine.close(drain=False)
 
 
+class Pixels(MediaReader):
+    """A picture's bytes are its pixels."""
+
+    def decode(self, picture: Picture) -> np.ndarray:
+        return np.frombuffer(picture.read(), np.float32).reshape(self.shape)
+
+
+def asked_of_images(seed: int, counts: list[int]) -> tuple[list[np.ndarray], list[RowImages], list[TextImages | None]]:
+    """Prompts with numbers of images, as `Writer.write` and as the engine take them."""
+    texts, images = with_images(prompts(len(counts), seed, longest=9), counts, 9, seed)
+    read = Pixels((12, 12, 3), 9, 9)
+    served = [
+        TextImages([Picture.of(x.tobytes()) for x in each.pixels[0]], each.places[0], read) if count else None
+        for each, count in zip(images, counts, strict=True)
+    ]
+    return texts, images, served
+
+
 def bits(stream: Stream) -> tuple[list[int], list[float], str]:
     pieces = list(stream)
     return (
@@ -94,6 +117,59 @@ def test_each_of_many_gets_what_it_gets_alone(world: Callable[..., World], kind:
             assert answer.log_probability == pytest.approx(alone.log_probability, abs=1e-3)
             finishes.add(answer.finish)
     assert finishes == {"eos", "stop", "length"}
+
+
+@pytest.mark.parametrize("kind", ["llava", "gemma3", "paligemma"])
+def test_prompts_with_images_are_answered_as_alone(world: Callable[..., World], kind: str) -> None:
+    """In a crowd, with and without images, whose chunks cut them; equal beginnings are known the second time."""
+    here = world(kind)
+    counts = [0, 1, 2, 1, 3, 0, 1, 2]
+    texts, images, served = asked_of_images(3, counts)
+    expected = here.writer.write(
+        here.params, texts, ["a prompt"] * len(texts), GenerationConfig(max_new_tokens=8), images=images
+    )
+    for again in range(2):
+        streams = [here.ask(p, dict(max_new_tokens=8), images=each) for p, each in zip(texts, served, strict=True)]
+        for stream, alone in zip(streams, expected, strict=True):
+            answer = stream.result()
+            assert (answer.text, answer.finish) == (alone.text, alone.finish)
+            assert answer.log_probability == pytest.approx(alone.log_probability, abs=1e-3)
+        if kind == "llava":  # the others read prompts with pictures as a whole
+            known = [stream.cached_tokens for stream in streams]
+            assert not again or known == [8 * ((len(p) - 1) // 8) for p in texts]
+
+
+def test_another_picture_is_another_beginning(world: Callable[..., World]) -> None:
+    here = world("llava")
+    (text,), _, (first,) = asked_of_images(5, [1])
+    _, _, (other,) = asked_of_images(6, [1])
+    assert first is not None and other is not None
+    second = replace(first, pictures=other.pictures)
+    answers = [bits(here.ask(text, dict(max_new_tokens=4), images=images)) for images in (first, second) * 2]
+    assert answers[0] == answers[2] and answers[1] == answers[3]
+    assert answers[0][1] != answers[1][1]
+
+
+def test_exact_answers_about_pictures_have_the_same_bits(world: Callable[..., World]) -> None:
+    for kind in ("llava", "gemma3"):
+        here = world(kind)
+        texts, _, served = asked_of_images(7, [1, 2, 0, 3])
+        alone = [bits(here.ask(p, SAMPLED, exact=True, images=each)) for p, each in zip(texts, served, strict=True)]
+        streams = [here.ask(p, SAMPLED, exact=True, images=each) for p, each in zip(texts * 3, served * 3, strict=True)]
+        assert [bits(stream) for stream in streams] == alone * 3
+
+
+def test_a_picture_that_went_bad_fails_its_request_alone(world: Callable[..., World]) -> None:
+    here, way = world("llava"), dict(max_new_tokens=4)
+    texts, _, served = asked_of_images(11, [1, 1])
+    assert served[0] is not None
+    gone = replace(served[0], pictures=[Picture("0" * 32, "/gone.png")])
+    streams = [here.ask(p, way, images=each) for p, each in zip(texts, (gone, served[1]), strict=True)]
+    with pytest.raises(ValueError, match="gone.png cannot be read"):
+        streams[0].result()
+    assert streams[1].result().finish in ("eos", "length")
+    with pytest.raises(ValueError, match="reads no images"):
+        world("llama").ask(texts[0], way, images=served[0])
 
 
 def test_eight_devices_answer_as_one(world: Callable[..., World]) -> None:
@@ -199,6 +275,17 @@ def test_nothing_compiles_after_the_warm_up(world: Callable[..., World]) -> None
             finishes = {stream.result().finish for stream in streams}
         assert compilations.count == 0
         assert finishes == {"eos", "stop", "length", "cancelled"}
+
+
+def test_nothing_compiles_for_pictures(world: Callable[..., World]) -> None:
+    for kind in ("llava", "gemma3", "paligemma"):
+        here, counts = world(kind), [n % 4 for n in range(24)]
+        texts, _, served = asked_of_images(13, counts)
+        with Compilations() as compilations:
+            way = dict(max_new_tokens=5, repetition_penalty=1.2)
+            streams = [here.ask(p, way, images=each) for p, each in zip(texts, served, strict=True)]
+            assert all(stream.result().finish in ("eos", "length") for stream in streams)
+        assert compilations.count == 0, kind
 
 
 def test_a_request_that_breaks_breaks_alone(world: Callable[..., World]) -> None:

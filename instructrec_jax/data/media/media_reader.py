@@ -60,6 +60,11 @@ class MediaReader:
     _kept: _Kept = field(default_factory=_Kept, repr=False, compare=False, kw_only=True)
     kind: ClassVar[type[Picture]] = Picture
 
+    @property
+    def form(self) -> tuple[object, ...]:
+        """What decides about the arrays: readers of one form make the same ones."""
+        return (self.shape,)
+
     def decode(self, picture: Picture) -> np.ndarray:
         """The array of a file. Raises ValueError for one that cannot be read."""
         raise TypeError(f"{type(self).__name__} has no decode().")
@@ -89,6 +94,11 @@ class MediaReader:
 
         for _ in _threads().map(fill, slots, pictures):
             pass
+
+
+def form_of(read: MediaReader | None) -> tuple[object, ...] | None:
+    """The form of a reader's arrays, None without one."""
+    return None if read is None else read.form
 
 
 @cache

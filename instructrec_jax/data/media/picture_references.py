@@ -16,6 +16,7 @@ from instructrec_jax.remote import shown
 
 # First bytes of JPEG, PNG, GIF, WebP and WAV (RIFF), BMP, TIFF; of FLAC, Ogg, MP3.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*", b"fLaC", b"OggS", b"ID3")
+_MEDIA_URI = re.compile(r"data:(image|audio)/[\w.+-]+;base64,[A-Za-z0-9+/=\s]+\Z")
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 _SHORTEST = 40  # characters of base64: fewer are the name of a file
 
@@ -137,6 +138,16 @@ def _written_out(value: str, place: str) -> bytes | None:
     except binascii.Error:
         return None
     return _decoded(value, place) if first.startswith(_SIGNATURES) else None
+
+
+def inline_media(value: str) -> bytes | None:
+    """The bytes of a picture or sound that a text holds (a data URI or base64); None: it is another text."""
+    if value.startswith("data:") and not _MEDIA_URI.match(value):
+        return None
+    try:
+        return _written_out(value, "")
+    except BadExample:
+        return None
 
 
 def _decoded(text: str, place: str) -> bytes:

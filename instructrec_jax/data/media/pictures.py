@@ -193,6 +193,18 @@ def decoded(data: bytes, name: str) -> "Image":
         raise ValueError(f"{name} cannot be read as a picture ({type(error).__name__}: {error}).") from error
 
 
+def size_of(data: bytes) -> tuple[int, int] | None:
+    """(width, height) in pixels that a file's first bytes claim; nothing is decoded. None: it is no picture."""
+    require("PIL", "a picture")
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            return opened.width, opened.height
+    except Exception:  # whatever the bytes are: `decoded` says what is wrong with a picture
+        return None
+
+
 def _check_size(width: int, height: int, what: str) -> None:
     if width * height > LARGEST:
         raise ValueError(f"{what} {width:,} × {height:,} pixels, more than {LARGEST:,}: make it smaller.")
@@ -220,7 +232,7 @@ MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 def _pixels(picture: "Image", how: Preprocessing) -> np.ndarray:
     channels = 3 if how.mean is None else max(len(how.mean), len(how.std))
     if how.to_rgb:
-        picture = _rgb(picture)
+        picture = on_white(picture)
     elif picture.mode != "RGB" and (picture.mode != "L" or channels != 1):
         raise ValueError(
             f"a picture has the mode {picture.mode}, but without do_convert_rgb in preprocessor_config.json it must be "
@@ -242,7 +254,8 @@ def _pixels(picture: "Image", how: Preprocessing) -> np.ndarray:
     return (pixels - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
 
 
-def _rgb(picture: "Image") -> "Image":
+def on_white(picture: "Image") -> "Image":
+    """The picture in RGB, on a white ground where it is transparent. Raises ValueError for 16 bits per channel."""
     from PIL import Image
 
     if picture.mode not in MODES:

@@ -32,6 +32,10 @@ class PixelReader(MediaReader):
             )
         return cls((*sides, channels), tokens, vectors, how=how)
 
+    @property
+    def form(self) -> tuple[object, ...]:
+        return self.shape, self.how
+
     def decode(self, picture: Picture) -> np.ndarray:
         try:
             return pixels_of([decoded(picture.read(), picture.name)], self.how)[0]

@@ -7,8 +7,11 @@ from pydantic import Field
 
 from instructrec_jax.data.conversations import read_messages
 from instructrec_jax.data.example import BadExample, Example, read_tools
+from instructrec_jax.data.media.picture import Picture
+from instructrec_jax.data.media.picture_references import NO_FILES, row_pictures
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.service.errors import ServiceError
+from instructrec_jax.service.pictures import bad_picture
 from instructrec_jax.service.routes.parts import Asked
 from instructrec_jax.service.settings import LimitsConfig
 
@@ -93,7 +96,11 @@ class _Sampling(Asked):
 
 
 class ChatRequest(_Sampling):
-    """A conversation whose next turn is asked for. `enable_thinking` and the like go to the run's template."""
+    """A conversation whose next turn is asked for. `enable_thinking` and the like go to the run's template.
+
+    Messages may have parts with pictures, as data URIs:
+    `{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}`.
+    """
 
     messages: list[dict[str, object]] = Field(min_length=1)
     tools: list[dict[str, object]] | None = None
@@ -105,11 +112,18 @@ class ChatRequest(_Sampling):
     response_format: dict[str, object] | None = None
     parallel_tool_calls: bool | None = None
 
-    def example(self, messages: list[dict[str, object]]) -> Example:
-        """The conversation of the (masked) messages. Raises ServiceError (422) naming a message that is not one."""
+    def apart(self) -> tuple[object, tuple[Picture, ...]]:
+        """(the messages without the pictures of their parts; these). Raises ServiceError (422) naming a part."""
+        try:
+            return row_pictures({}, self.messages, NO_FILES)
+        except BadExample as error:
+            raise bad_picture(error) from None
+
+    def example(self, messages: object, pictures: tuple[Picture, ...]) -> Example:
+        """The conversation of (masked) messages. Raises ServiceError (422) naming a message that is not one."""
         try:
             turns = read_messages(messages, True, frozenset({"name", "refusal"}))
-            return Example(messages=turns, instruction="", tools=read_tools(self.tools))
+            return Example(messages=turns, instruction="", tools=read_tools(self.tools), images=pictures)
         except BadExample as error:
             message = f"{error.field}: {error.reason}."  # without the detail, which quotes what was said
             raise ServiceError(422, message, param=error.field, code="invalid") from None

@@ -4,17 +4,18 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from instructrec_jax.data.batch import Text
 from instructrec_jax.data.prompts import render
 from instructrec_jax.service.batching import QueueFull
 from instructrec_jax.service.errors import ServiceError
 from instructrec_jax.service.exchange import Exchange
+from instructrec_jax.service.pictures import check_pictures
 from instructrec_jax.service.privacy import Private
 from instructrec_jax.service.routes.asked_texts import ChatRequest, CompletionRequest, finish_reason
 from instructrec_jax.service.routes.parts import Hidden, Noted, Running, in_time, of_size, too_many
@@ -104,12 +105,14 @@ async def chat(asked: ChatRequest, request: Request, service: Running, noted: No
     """The next turn of a conversation, rendered with the run's template."""
     model = service.model(asked.model, "chat", noted)
     writer = model.writer
-    example, new_tokens = asked.example(await hidden.mask(asked.messages)), asked.new_tokens
+    check_pictures(asked.messages, service.config.limits, "messages", together=True)
+    messages, pictures = asked.apart()
+    example, new_tokens = asked.example(await hidden.mask(messages), pictures), asked.new_tokens
     prompts = await _tokenized(lambda: [writer.chat(example)])
     config = writer.fitted(asked.config(new_tokens, service.config.limits), prompts, new_tokens is not None)
     service.drift(model).answered(render(example))
     streams = _submitted(lambda: writer.submit(prompts, config, n=asked.n, exact=asked.exact, top=asked.top))
-    answers = Answers(model.name, writer, streams, True, bool(asked.logprobs), sum(map(len, prompts)), hidden)
+    answers = Answers(model.name, writer, streams, True, bool(asked.logprobs), _length(prompts), hidden)
     return await _sent(answers, asked, request, service, noted)
 
 
@@ -127,12 +130,16 @@ async def complete(
     config = writer.fitted(asked.config(asked.max_tokens, service.config.limits), prompts, asked.max_tokens is not None)
     top = asked.logprobs or 0
     streams = _submitted(lambda: writer.submit(prompts, config, n=asked.n, exact=asked.exact, top=top))
-    answers = Answers(model.name, writer, streams, False, asked.logprobs is not None, sum(map(len, prompts)), hidden)
+    answers = Answers(model.name, writer, streams, False, asked.logprobs is not None, _length(prompts), hidden)
     return await _sent(answers, asked, request, service, noted)
 
 
-async def _tokenized(work: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
-    """Tokens, computed beside the event loop, so that a long text delays nobody."""
+def _length(prompts: Sequence[Text]) -> int:
+    return sum(len(prompt.tokens) for prompt in prompts)
+
+
+async def _tokenized(work: Callable[[], list[Text]]) -> list[Text]:
+    """Tokens and pictures, computed beside the event loop, so that a long text or a large picture delays nobody."""
     try:
         return await asyncio.to_thread(work)
     except ValueError as error:

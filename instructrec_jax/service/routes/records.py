@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 
 from instructrec_jax.answering.desk import Answered
 from instructrec_jax.service.answerers import Predicted
+from instructrec_jax.service.pictures import check_pictures
 from instructrec_jax.service.routes.parts import Asked, Hidden, Noted, Running, in_time, of_size
 from instructrec_jax.service.scenarios import Assisting, Watched, Watching
 
@@ -15,7 +16,10 @@ Record = dict[str, Any]
 
 
 class ClassifyRequest(Asked):
-    """A text (for the only column that the run reads), a record with the columns of the run's data, or a list."""
+    """A text (for the only column that the run reads), a record with the columns of the run's data, or a list.
+
+    A picture is a data URI in its column: `{"image": "data:image/png;base64,..."}`.
+    """
 
     input: str | Record | list[str | Record]
     model: str | None = None
@@ -30,6 +34,7 @@ async def classify(
     probabilities, a number, a tag for each word, an answer with its place in the context ..."""
     records = asked.input if isinstance(asked.input, list) else [asked.input]
     of_size(records, "input", "records", service.config.limits.texts, "limits.texts")
+    check_pictures(records, service.config.limits, "input")
     model = service.model(asked.model, "classify", noted)
     records = await hidden.mask(records)
     answer = model.ask("classify", records, size=len(records), alone=asked.exact)

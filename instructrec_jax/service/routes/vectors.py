@@ -7,8 +7,12 @@ import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict
 
+from instructrec_jax.data.example import BadExample
+from instructrec_jax.data.media.picture import Picture
+from instructrec_jax.data.media.picture_references import NO_FILES, read_pictures
 from instructrec_jax.service.answerers import Documents, Ranked, Vectors
 from instructrec_jax.service.errors import ServiceError
+from instructrec_jax.service.pictures import SEND, bad_picture, check_pictures
 from instructrec_jax.service.routes.parts import Asked, Hidden, Noted, Running, in_time, of_size
 
 router = APIRouter(tags=["vectors"])
@@ -16,10 +20,19 @@ router = APIRouter(tags=["vectors"])
 Tokens = list[int] | list[list[int]]
 
 
-class EmbeddingRequest(Asked):
-    """As in OpenAI's API, with `exact`: the same bits whoever else asks."""
+class ImageInput(Asked):
+    """A picture as a data URI, `data:image/png;base64,...`."""
 
-    input: str | list[str] | Tokens
+    image: str
+
+
+class EmbeddingRequest(Asked):
+    """As in OpenAI's API, with `exact`: the same bits whoever else asks.
+
+    A picture is `{"image": "data:image/png;base64,..."}` in place of a text.
+    """
+
+    input: str | ImageInput | list[str | ImageInput] | Tokens
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
@@ -31,13 +44,17 @@ class EmbeddingRequest(Asked):
 async def embeddings(
     asked: EmbeddingRequest, request: Request, service: Running, noted: Noted, hidden: Hidden
 ) -> dict[str, object]:
-    """One vector for each text, as `Run.encode`. A text that is longer than the model reads is cut at its end, as
-    sentence-transformers does."""
-    texts = _texts(asked)
-    of_size(texts, "input", "texts", service.config.limits.texts, "limits.texts")
+    """One vector for each text or picture, as `Run.encode`. A text that is longer than the model reads is cut at its
+    end, as sentence-transformers does."""
+    given = _given(asked)
+    of_size(given, "input", "texts", service.config.limits.texts, "limits.texts")
+    check_pictures([each.image for each in given if isinstance(each, ImageInput)], service.config.limits, "input")
     model = service.model(asked.model, "embed", noted)
-    texts = await hidden.mask(texts)
-    answer = model.ask("embed", texts, size=len(texts), alone=asked.exact)
+    pictures = {number: _picture(each, number) for number, each in enumerate(given) if isinstance(each, ImageInput)}
+    texts = await hidden.mask([each for each in given if isinstance(each, str)])
+    left = iter(texts)
+    both = [pictures[number] if number in pictures else next(left) for number in range(len(given))]
+    answer = model.ask("embed", both, size=len(both), alone=asked.exact)
     found: Vectors = await in_time(service, request, answer)
     width = found.vectors.shape[1]
     if asked.dimensions not in (None, width):
@@ -48,7 +65,7 @@ async def embeddings(
             param="dimensions",
             code="unsupported",
         )
-    noted.counts.update(texts=len(texts), prompt_tokens=found.tokens)
+    noted.counts.update(texts=len(both), prompt_tokens=found.tokens)
     if model.abilities <= {"embed", "rerank"}:  # else these texts are not what its run was evaluated on
         for text in texts:
             service.drift(model).answered(text)
@@ -60,14 +77,25 @@ async def embeddings(
     return {"object": "list", "model": model.name, "data": data, "usage": usage}
 
 
-def _texts(asked: EmbeddingRequest) -> list[str]:
-    given = [asked.input] if isinstance(asked.input, str) else asked.input
-    texts = [each for each in given if isinstance(each, str)]
-    if len(texts) < len(given):
+def _given(asked: EmbeddingRequest) -> list[str | ImageInput]:
+    given = asked.input if isinstance(asked.input, list) else [asked.input]
+    found = [each for each in given if isinstance(each, str | ImageInput)]
+    if len(found) < len(given):
         raise ServiceError(
             422, "input has tokens, but this service takes texts: send the texts.", param="input", code="unsupported"
         )
-    return texts
+    return found
+
+
+def _picture(each: ImageInput, number: int) -> Picture:
+    name = f"input[{number}].image"
+    try:
+        found = read_pictures(each.image, NO_FILES, name)
+    except BadExample as error:
+        raise bad_picture(error) from None
+    if not found:
+        raise ServiceError(422, f"{name}: {SEND}", param=name, code="invalid")
+    return found[0]
 
 
 def _shown(vector: np.ndarray, form: str) -> object:

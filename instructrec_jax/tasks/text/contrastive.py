@@ -38,9 +38,11 @@ from instructrec_jax.tasks.base import (
     in_microbatches,
     name_of,
 )
+from instructrec_jax.tasks.encoded_store import chosen
 from instructrec_jax.tasks.images import read_images
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.scores import Scores
+from instructrec_jax.tasks.text.nearest_pairs import compared, shown_pairs
 from instructrec_jax.tasks.text.option_scoring import Options, choices, option_scores
 from instructrec_jax.tasks.texts import tokenize
 
@@ -167,8 +169,10 @@ class ContrastiveTask(Task):
         return PairTarget(said, example.images[0].digest)
 
     def _tokens(self, captions: Sequence[str], name: str = "the caption {!r}") -> list[Text | None]:
-        """The captions as the text network reads them; None: dropped as too long."""
-        names = [name.format(caption) for caption in captions]
+        return self.captions(captions, [name.format(caption) for caption in captions])
+
+    def captions(self, captions: Sequence[str], names: Sequence[str]) -> list[Text | None]:
+        """Captions, which errors call by their `names`, as the text network reads them; None: dropped as too long."""
         texts = tokenize(captions, names, self._captions_context)
         return [text and self._ended(text, name) for text, name in zip(texts, names, strict=True)]
 
@@ -259,8 +263,12 @@ class ContrastiveTask(Task):
         return {"chance": Scores(metrics, found.cases, owners=found.owners)}
 
     def showcase(self, predict: Predict, encoded: Sequence[Encoded[PairTarget]]) -> list[Shown]:
-        """None where the captions of all cases are the candidates: those of five cases would be far easier."""
-        return super().showcase(predict, encoded) if self._chooses(encoded) else []
+        """Where the captions of all cases are the candidates: what is nearest among up to `COMPARED` of them."""
+        if self._chooses(encoded):
+            return super().showcase(predict, encoded)
+        numbers, places = compared(len(encoded), self.context.seed)
+        some = chosen(encoded, numbers)
+        return shown_pairs(some, np.stack([output for _, output in predict.over(some)]).astype(np.float64), places)
 
     def _options(self, e: Encoded[PairTarget]) -> Options:
         names = tuple(dict.fromkeys(self.labels or e.example.candidates))

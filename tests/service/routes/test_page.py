@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -13,8 +14,12 @@ import pytest
 from fastapi.testclient import TestClient
 from helpers import task_config
 from live_service import live
+from test_image_runs import image_run
+from tiny_pictures import png
 from tiny_runs import untrained_run
 
+from instructrec_jax import train
+from instructrec_jax.data.media.pictures import size_of
 from instructrec_jax.service.app import make_app
 from instructrec_jax.service.engine import EngineSettings
 from instructrec_jax.service.models import Service, open_service
@@ -94,3 +99,45 @@ def test_a_person_asks_by_keyboard(browser: Any, address: str, width: int, langu
     assert page.title().startswith("状态" if language == "zh-CN" else "Status")
     assert problems == []
     context.close()
+
+
+def test_a_person_shows_pictures(
+    browser: Any, seeing: dict[str, Path], image_networks: dict[str, Path], tmp_path: Path
+) -> None:
+    """A small file is sent as it is, a large one smaller; what is no picture is said, and a sent one stays in sight."""
+    (tmp_path / "small.png").write_bytes(png(1))
+    (tmp_path / "large.png").write_bytes(png(2, (1600, 400)))
+    (tmp_path / "none.png").write_text("no picture")
+    task = ["--task.type", "language_model", "--task.template", "plain"]
+    colors = image_run(image_networks["vit"], tmp_path, steps=1, evaluation__every=0)
+    train.train(colors)
+    models = [ModelConfig(str(seeing["llava"]), name="sees", settings=task), ModelConfig(colors.run_dir, name="colors")]
+    engine, sent = EngineSettings(slots=2, capacity=128, chunk=32), []
+    config = ServeConfig(models=models, engine=engine, limits=LimitsConfig(default_tokens=8))
+    with live(make_app(open_service(config))) as url:
+        page = browser.new_page(viewport={"width": 390, "height": 900})
+        page.on("request", lambda request: sent.append(request.post_data or ""))
+        page.goto(f"{url}/#chat")
+        page.set_input_files("#chat-picture", [tmp_path / "small.png", tmp_path / "large.png"])
+        page.wait_for_selector("#chat-shown img >> nth=1")
+        page.fill("#message", "good film")
+        page.press("#message", "Enter")
+        page.wait_for_selector("#chat-view button.main:not([disabled])")
+        assert page.locator("#turns .user img").count() == 2 and page.locator("#chat-shown img").count() == 0
+        assert page.locator("#chat-view p.error").count() == 0
+        asked = json.loads(next(body for body in sent if "image_url" in body))["messages"][0]["content"]
+        uris = [part["image_url"]["url"] for part in asked[:2]]
+        assert base64.b64decode(uris[0].split(",")[1]) == png(1)
+        assert uris[1].startswith("data:image/jpeg") and size_of(base64.b64decode(uris[1].split(",")[1])) == (1280, 320)
+        page.goto(f"{url}/#classify")
+        page.set_input_files("#classify-picture", tmp_path / "none.png")
+        page.wait_for_selector("#classify-shown p.error")
+        page.set_input_files("#classify-picture", tmp_path / "small.png")
+        page.click("#classify-view button.main")
+        page.wait_for_selector("#classify-view .answer .bar")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        if where := os.environ.get("SCREENSHOTS"):  # for a person to look at
+            page.screenshot(path=f"{where}/classify.png")
+            page.goto(f"{url}/#chat")
+            page.screenshot(path=f"{where}/chat.png")
+        page.close()
