@@ -16,7 +16,7 @@ from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.reranker import RerankerTask
-from instructrec_jax.tasks.ranking.sequence import TABLES, SequenceTask, TextVectors
+from instructrec_jax.tasks.ranking.sequence import TABLES, SequenceTask
 from instructrec_jax.tasks.texts import tokenize
 
 SAMPLES = (Example(instruction="a"), Example(instruction="a", input="a"))
@@ -82,14 +82,13 @@ def _of_words(task: Task) -> Text:
 
 
 def _sequences(run: Run, task: SequenceTask, predict: Predict) -> None:
-    items = task.text_vectors(predict)
-    width = items.shape[1]
+    width = task.text_vectors(predict).shape[1]
     tables = [np.zeros((rows, width), np.float32) for rows in TABLES] if width else [np.zeros((0, 0), np.float32)]
     longest, known = 1 + task.config.history_limit, buckets(run.config)  # the instruction's number and the items
     lengths = [each for shorter, each in zip((0, *known), known, strict=False) if shorter < longest]
     for table in tables:
         for texts in texts_of_every_shape(Text(np.zeros(1, np.int32)), lengths, data_shards(run.mesh)):
-            predict.run(texts, TextVectors(items, table))
+            predict.run(texts, task.inputs(predict, table))
 
 
 def _likelihoods(run: Run, task: LikelihoodTask, predict: Predict) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from instructrec_jax.data.batch import Text
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.media.picture import Picture
 from instructrec_jax.data.prompts import question, render
 from instructrec_jax.data.storage import digest_of_texts
 from instructrec_jax.ranking.baselines import (
@@ -197,6 +198,17 @@ class RankingTask(Task):
     ) -> np.ndarray:
         """Scores of given items, float32 [cases, k] for item numbers int [cases, k], higher is better."""
         return products(self.query_vectors(predict, encoded), self.item_vectors(predict), candidates)
+
+    def looks_like(self, predict: Predict, picture: Picture, name: str) -> np.ndarray:
+        """float32 [items]: how much each item's picture is like another one, which errors call `name`.
+
+        Cosines of the vectors of a network of images; −inf for an item without a picture.
+        Raises ValueError for a task that reads no pictures of items, and for a picture that cannot be read.
+        """
+        raise ValueError(
+            "this run reads no pictures of its items, so none can be like another picture: train it with task.pictures "
+            "(sequence) or task.items (retrieval) on a catalogue with the column image."
+        )
 
     def all_scores(self, predict: Predict, encoded: Sequence[Encoded[Target]]) -> Callable[[slice], np.ndarray]:
         """`score_items`; of an ensemble, the average over the items of the catalogue."""
