@@ -1,9 +1,9 @@
 """The sequence head: a small causal transformer over item vectors, with the instruction's vector as prefix.
 
 With free item vectors it is SASRec (Kang & McAuley, 2018); with vectors of the items' texts or pictures it also scores
-items without interactions (UniSRec; Hou et al., 2022). Differences from the paper's network: GELU and a feed-forward layer
-four times as wide (paper: ReLU, as wide as the item vectors), no dropout of attention weights, softmax over all items
-(paper: one negative per positive).
+items without interactions (UniSRec; Hou et al., 2022). Differences from the paper's network: GELU and a feed-forward
+layer four times as wide (paper: ReLU, as wide as the item vectors), no dropout of attention weights, softmax over all
+items (paper: one negative per positive).
 """
 
 from dataclasses import dataclass
@@ -46,10 +46,10 @@ class NextItemSpec:
 class NextItemHead(nnx.Module):
     """Reads sequences: first the instruction, then the items of a history, oldest first.
 
-    An item's vector is (W t + V p) / sqrt(hidden_size) + e, with its text's vector t, its picture's vector p and its own
-    vector e, each if the spec includes it; p is zero for an item without a picture. The same vectors serve as input, times sqrt(hidden_size), and as output: the score of item i is
-    q · vector_i + bias_i. So e is small compared with the input, and Adam's steps suit its scale in the scores (Vaswani
-    et al., 2017).
+    An item's vector is (W t + V p) / sqrt(hidden_size) + e, with its text's vector t, its picture's vector p and its
+    own vector e, each if the spec includes it; p is zero for an item without a picture. The same vectors serve as
+    input, times sqrt(hidden_size), and as output: the score of item i is q · vector_i + bias_i. So e is small compared
+    with the input, and Adam's steps suit its scale in the scores (Vaswani et al., 2017).
     """
 
     def __init__(self, spec: NextItemSpec, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
