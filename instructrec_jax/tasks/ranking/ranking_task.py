@@ -115,11 +115,19 @@ class RankingTask(Task):
             )
         self.metric = main_metric(config.cutoffs, config.protocols[0], len(self.catalogue))
 
+    def tokenize(self, texts: Sequence[str], names: Sequence[str]) -> list[Text | None]:
+        """Instructions or items' texts as the network reads them, see `tasks.texts.tokenize`."""
+        return tokenize(texts, names, self.context)
+
     @cached_property
     def item_texts(self) -> list[Text]:
+        """See `read_items`; the same objects each time."""
+        return self.read_items()
+
+    def read_items(self) -> list[Text]:
         """The tokens of each item's text."""
         names = [f"the text of item {item!r}" for item in self.catalogue.ids]
-        texts = tokenize(self.catalogue.texts, names, self.context)
+        texts = self.tokenize(self.catalogue.texts, names)
         if None in texts:
             raise ValueError("items that are too long cannot be dropped: set data.truncate to left or right.")
         return [text for text in texts if text is not None]
@@ -143,7 +151,7 @@ class RankingTask(Task):
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """The instruction's tokens and the `Target` of each example."""
         names = [f"the instruction of example {example.id or number!r}" for number, example in enumerate(examples)]
-        texts = tokenize([render(example) for example in examples], names, self.context)
+        texts = self.tokenize([render(example) for example in examples], names)
         return [
             Encoded(text, self.target(example, name), example)
             for example, text, name in zip(examples, texts, names, strict=True)
