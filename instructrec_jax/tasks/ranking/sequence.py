@@ -46,7 +46,9 @@ from instructrec_jax.tasks.texts import tokenize, with_default_prompt
 
 Supervise = Literal["all", "last"]
 NextItemSoftmax = Literal["full", "sampled"]
+ColdItems = Literal["negatives", "left_out"]
 TABLES = (64, 1024)  # rows of the table of instruction vectors of a call: each size is compiled
+LEFT_OUT = -1e9  # added to the score of an item that is not in the softmax
 PICTURE_VECTORS = "picture_vectors"  # folder of the catalogue with vectors read before
 ONCE = 2**31  # steps between refreshes: only at the start, since the backbone is frozen
 
@@ -70,6 +72,7 @@ class SequenceConfig(RankingConfig):
     supervise: Supervise = "all"  # train on every item of a history, or only on the positive item
     softmax: NextItemSoftmax = "full"  # softmax over the catalogue, or over sampled negatives
     negatives: int = 1024  # for sampled: items drawn by popularity, per batch
+    cold_items: ColdItems = "negatives"  # left_out: items of no training example are in no softmax, so not learned away
     pooling: Pooling | None = None  # pooling of the backbone; null: the checkpoint's declared pooling
 
     def build(self, context: TaskContext) -> "SequenceTask":
@@ -145,6 +148,7 @@ class SequenceTask(RankingTask):
         self.pooling: Any = config.pooling or declared
         self._instructions: dict[bytes, tuple[int, Text]] = {}  # training instructions: see `_numbered`
         self._text_vectors: np.ndarray | None = None
+        self._trained: np.ndarray | None = None  # bool [items]: in a training example; None: all count as such
         self.pictures = None if config.pictures is None else self._item_pictures(config.pictures)
 
     def _item_pictures(self, network: str) -> ItemPictures:
@@ -206,6 +210,10 @@ class SequenceTask(RankingTask):
 
     def prepare(self, train: Sequence[Encoded[SequenceTarget]]) -> None:
         self._instructions = _numbered(train)
+        if self.config.cold_items == "left_out":
+            self._trained = np.zeros(len(self.catalogue), bool)
+            for e in train:
+                self._trained[e.target.items] = self._trained[e.target.history] = True
 
     def _row(self, e: Encoded[SequenceTarget]) -> int:
         """The row of the example's instruction in the buffer."""
@@ -233,10 +241,30 @@ class SequenceTask(RankingTask):
             supervised[-1][-1] = 1
         sample = None
         if self.config.softmax == "sampled":
-            drawn = rng.choice(len(self.catalogue), self.config.negatives, p=self.popularity)
-            expected = np.log(self.config.negatives * self.popularity[drawn])
+            chances = self._chances
+            drawn = rng.choice(len(self.catalogue), self.config.negatives, p=chances)
+            expected = np.log(self.config.negatives * chances[drawn])
             sample = NegativeSample(drawn.astype(np.int32), expected.astype(np.float32))
         return BatchTexts(texts, NextItems(end_to_end(labels), end_to_end(supervised), sample))
+
+    @property
+    def _chances(self) -> np.ndarray:
+        """float64 [items]: the probability that an item is drawn as a negative."""
+        self._check_prepared()
+        chances = self.popularity if self._trained is None else self.popularity * self._trained
+        return chances / chances.sum() if self._trained is not None else chances
+
+    @property
+    def _leaves_out(self) -> bool:
+        """Whether the full softmax is without some items; the sampled one draws none of them."""
+        return self.config.cold_items == "left_out" and self.config.softmax == "full"
+
+    def _check_prepared(self) -> None:
+        if self.config.cold_items == "left_out" and self._trained is None:
+            raise ValueError(
+                "task.cold_items is left_out, which needs all training examples at the start: set streaming: false for "
+                "data.train, or leave task.cold_items out."
+            )
 
     # -------------------------------------------------------------- device
 
@@ -266,6 +294,8 @@ class SequenceTask(RankingTask):
         """Query vectors [rows, length, size], and the vectors and biases of all items."""
         items, pictures, instructions = self._buffers(inputs)
         table, bias = model.head.item_vectors(items, pictures=pictures)
+        if (left_out := inputs.buffers.get("left_out")) is not None:
+            bias = left_out if bias is None else bias + left_out
         return model.head(*batch.texts, items, instructions, inputs.dropout, pictures), table, bias
 
     def _buffers(self, inputs: LossInputs) -> tuple[jax.Array, jax.Array | None, jax.Array]:
@@ -315,6 +345,10 @@ class SequenceTask(RankingTask):
     def refresh(self, predict: Predict) -> dict[str, np.ndarray]:
         pictures = self.picture_inputs
         found = {} if pictures is None else {"item_pictures": pictures}
+        if self._leaves_out:
+            self._check_prepared()
+            assert self._trained is not None
+            found["left_out"] = np.where(self._trained, 0, LEFT_OUT).astype(np.float32)
         if not self.config.text:
             return found
         texts = [text for _, text in self._instructions.values()]
@@ -330,6 +364,8 @@ class SequenceTask(RankingTask):
         shapes: dict[str, tuple[int, ...]] = {}
         if self.pictures is not None:
             shapes["item_pictures"] = (len(self.catalogue), self.pictures.network.size)
+        if self._leaves_out:
+            shapes["left_out"] = (len(self.catalogue),)
         if self.config.text:
             shapes["item_texts"] = (len(self.catalogue), hidden_size)
             shapes["instruction_texts"] = (len(self._instructions), hidden_size)
