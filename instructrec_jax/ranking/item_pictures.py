@@ -133,6 +133,10 @@ class PictureNetwork:
             found[block] = np.asarray(self._run(pixels[:, 0]))[: block.stop - start]
         return found
 
+    def compile(self) -> None:
+        """Runs the network once in the shape of one picture."""
+        self._run(np.zeros((1, *self.read.shape), np.float32))
+
     def _check(self, picture: Picture, name: str) -> None:
         try:
             self.read(picture)
@@ -208,6 +212,11 @@ class ItemPictures:
         """float32 [size]: the vector of another picture, which errors call `name`."""
         return self.network([picture], [name])[0]
 
+    def compile(self) -> None:
+        """Reads the items' pictures, and compiles the network for one more."""
+        _ = self.vectors
+        self.network.compile()
+
     def _read(self) -> np.ndarray:
         numbers = np.flatnonzero(self.there)
         share = np.array_split(numbers, jax.process_count())[jax.process_index()]
@@ -238,7 +247,7 @@ class ItemPictures:
         return digest.hexdigest()[:32]
 
     def _mark(self, value: object) -> object:
-        if not isinstance(value, str) or self.folder.start is None or len(value) > 4096 or value.startswith("data:"):
+        if not value or not isinstance(value, str) or self.folder.start is None or value.startswith("data:"):
             return value
         path = self.folder.start / value
         try:

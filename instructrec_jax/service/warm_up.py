@@ -37,6 +37,8 @@ def compile_task(run: Run) -> None:
         if isinstance(task, SequenceTask):
             for each in predict.each:
                 _sequences(run, task, each)
+            if task.pictures is not None:
+                task.pictures.compile()
 
 
 def compile_vectors(run: Run) -> None:
