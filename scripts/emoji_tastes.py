@@ -10,9 +10,11 @@ two styles and with changed copies, and their names (`train_copies.jsonl`), and 
 
 Each user likes one color, or one category of emoji (`--taste category`): 3 of 4 items are drawn from it, the others
 from all, and instructions state the taste ("Something green."). 30% of the items are cold: they occur in no training
-history. A test case asks for a cold item of the taste, or for a known one that the user does not have.
+history. A test case asks for a cold item of the taste among all cold ones, or for a known one that the user does not
+have among all known ones (its candidates).
 
-`perfect`, which is printed, is the expected NDCG@10 of a ranker that knows the taste and nothing more.
+`perfect`, which is printed, is the expected NDCG@10 of a ranker that knows the taste and nothing more; `chance` that of
+a random order.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from instructrec_jax.ranking.catalogue import Catalogue, Splits
 USERS, ITEMS = 1500, 10  # users, and items of each in training
 SHARE, COLD = 0.75, 0.3  # of a user's items that follow the taste; of the catalogue that no training history has
 WORDINGS = ("Something {}.", "I like {} things.", "Show me {} ones.", "Something {} again, please.")
+GAINS = 1 / np.log2(np.arange(2, 12))  # of the ranks that NDCG@10 counts
 GROUPS = ("cold items", "known items")
 # Degrees of hue; black, gray and white have little saturation.
 HUES = {"orange": (14, 40), "yellow": (40, 66), "green": (66, 165), "blue": (165, 255), "purple": (255, 345)}
@@ -77,6 +80,8 @@ def write_users(catalogue: Catalogue, tastes: np.ndarray, folder: Path, rng: np.
     kinds = sorted(taste for taste in set(tastes) if (tastes[cold] == taste).sum() >= 2)
     examples: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
     parts: dict[str, list[np.ndarray]] = {name: [] for name in examples}
+    listed = {"cold items": np.flatnonzero(cold), "known items": np.flatnonzero(~cold)}
+    candidates = {name: tuple(catalogue.ids[item] for item in items) for name, items in listed.items()}
     for user in range(USERS):
         taste = kinds[int(rng.integers(len(kinds)))]
         follows = rng.random(ITEMS) < SHARE
@@ -95,6 +100,7 @@ def write_users(catalogue: Catalogue, tastes: np.ndarray, folder: Path, rng: np.
                         output=catalogue.ids[output],
                         history=tuple(catalogue.ids[item] for item in history),
                         id=f"{split}-{user}-{name}".rstrip("-"),
+                        candidates=candidates.get(name, ()),
                         origin={"user": f"u{user}", "split": split, **({"group": name} if name else {})},
                     )
                 )
@@ -102,21 +108,20 @@ def write_users(catalogue: Catalogue, tastes: np.ndarray, folder: Path, rng: np.
     for split, made in examples.items():
         write_jsonl(folder / "instructions" / f"{split}.jsonl", (example.to_record() for example in made))
     told = {"users": USERS, "items": len(catalogue), "cold": int(cold.sum()), "tastes": dict(Counter(tastes.tolist()))}
-    perfect = {name: perfect_ndcg(tastes, cold, kinds, name) for name in GROUPS}
-    (folder / "tastes.json").write_text(json.dumps(told | {"perfect": perfect}, indent=1))
-    print(f"{told}\nperfect NDCG@10: {perfect}")
+    perfect = {name: perfect_ndcg(tastes[items], kinds, name) for name, items in listed.items()}
+    chance = {name: float(GAINS.sum() / len(items)) for name, items in listed.items()}
+    (folder / "tastes.json").write_text(json.dumps(told | {"perfect": perfect, "chance": chance}, indent=1))
+    print(f"{told}\nperfect NDCG@10: {perfect}\nchance: {chance}")
 
 
-def perfect_ndcg(tastes: np.ndarray, cold: np.ndarray, kinds: list[str], group: str) -> float:
-    """Of a random order of all items of the taste (known ones: without about SHARE · ITEMS that the user has)."""
-    gains = 1 / np.log2(np.arange(2, 12))
+def perfect_ndcg(tastes: np.ndarray, kinds: list[str], group: str) -> float:
+    """Of a random order of the candidates of the taste; about SHARE · ITEMS of the known ones are in the history."""
     found = []
     for taste in kinds:
         count = int((tastes == taste).sum())
         if group == "known items":
-            known = int((~cold & (tastes == taste)).sum())
-            count -= round(known * (1 - (1 - 1 / known) ** (SHARE * ITEMS)))
-        found.append(gains[:count].sum() / count)
+            count = round(count * (1 - 1 / count) ** (SHARE * ITEMS))
+        found.append(GAINS[:count].sum() / count)
     return float(np.mean(found))
 
 

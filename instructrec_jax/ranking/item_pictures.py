@@ -225,7 +225,9 @@ class ItemPictures:
         read = [(picture, name) for picture, name in zip(some, names, strict=True) if picture is not None]
         own = self.network([picture for picture, _ in read], [name for _, name in read])
         vectors = np.zeros((len(self.catalogue), self.network.size), np.float32)
-        vectors[numbers] = np.frombuffer(b"".join(exchange(own.tobytes())), np.float32).reshape(len(numbers), -1)
+        vectors[numbers] = np.frombuffer(b"".join(exchange(own.tobytes())), np.float32).reshape(
+            len(numbers), self.network.size
+        )
         return vectors
 
     def _known(self, file: Path) -> np.ndarray | None:

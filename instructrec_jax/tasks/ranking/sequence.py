@@ -362,13 +362,13 @@ class SequenceTask(RankingTask):
 
     def buffer_shapes(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
         shapes: dict[str, tuple[int, ...]] = {}
+        if self.config.text:
+            shapes["item_texts"] = (len(self.catalogue), hidden_size)
+            shapes["instruction_texts"] = (len(self._instructions), hidden_size)
         if self.pictures is not None:
             shapes["item_pictures"] = (len(self.catalogue), self.pictures.network.size)
         if self._leaves_out:
             shapes["left_out"] = (len(self.catalogue),)
-        if self.config.text:
-            shapes["item_texts"] = (len(self.catalogue), hidden_size)
-            shapes["instruction_texts"] = (len(self._instructions), hidden_size)
         return shapes
 
     @cached_property
