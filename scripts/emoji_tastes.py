@@ -9,9 +9,10 @@ two styles and with changed copies, and their names (`train_copies.jsonl`), and 
 `OUT/catalogue/`, in Twitter's style. Their titles and texts are codes that say nothing.
 
 Each user likes one color, or one category of emoji (`--taste category`): 3 of 4 items are drawn from it, the others
-from all, and instructions state the taste ("Something green."). 30% of the items are cold: they occur in no training
-history. A test case asks for a cold item of the taste among all cold ones, or for a known one that the user does not
-have among all known ones (its candidates).
+from all, and instructions state the taste ("Something green."). Nine items of each taste are cold: they occur in no
+training history. Tastes are equally frequent, and cold items equally often right, so that no fixed order of them is
+better than chance. A test case asks for a cold item of the taste among all cold ones, or for a known one that the user
+does not have among all known ones (its candidates).
 
 `perfect`, which is printed, is the expected NDCG@10 of a ranker that knows the taste and nothing more; `chance` that of
 a random order.
@@ -30,8 +31,9 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.files import write_jsonl
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
 
-USERS, ITEMS = 1500, 10  # users, and items of each in training
-SHARE, COLD = 0.75, 0.3  # of a user's items that follow the taste; of the catalogue that no training history has
+USERS, ITEMS = 972, 10  # users, and items of each in training
+SHARE = 0.75  # of a user's items that follow the taste
+COLD = 9  # items of each taste that no training history has
 WORDINGS = ("Something {}.", "I like {} things.", "Show me {} ones.", "Something {} again, please.")
 GAINS = 1 / np.log2(np.arange(2, 12))  # of the ranks that NDCG@10 counts
 GROUPS = ("cold items", "known items")
@@ -73,22 +75,21 @@ def write_catalogue(source: Path, folder: Path, taste: str) -> None:
 
 def write_users(catalogue: Catalogue, tastes: np.ndarray, folder: Path, rng: np.random.Generator) -> None:
     """Histories, and instructions that state a taste; a case of each group for each user in validation and in test."""
+    kinds = sorted(taste for taste in set(tastes.tolist()) if (tastes == taste).sum() >= 3 * COLD)
+    chosen = {taste: rng.permutation(np.flatnonzero(tastes == taste))[:COLD] for taste in kinds}
     cold = np.zeros(len(catalogue), bool)
-    for taste in sorted(set(tastes)):
-        own = np.flatnonzero(tastes == taste)
-        cold[rng.permutation(own)[: round(COLD * len(own))]] = True
-    kinds = sorted(taste for taste in set(tastes) if (tastes[cold] == taste).sum() >= 2)
+    cold[np.concatenate(list(chosen.values()))] = True
     examples: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
     parts: dict[str, list[np.ndarray]] = {name: [] for name in examples}
     listed = {"cold items": np.flatnonzero(cold), "known items": np.flatnonzero(~cold)}
     candidates = {name: tuple(catalogue.ids[item] for item in items) for name, items in listed.items()}
     for user in range(USERS):
-        taste = kinds[int(rng.integers(len(kinds)))]
+        taste, turn = kinds[user % len(kinds)], user // len(kinds)
         follows = rng.random(ITEMS) < SHARE
         liked = np.flatnonzero(~cold & (tastes == taste))
         items = np.array([rng.choice(liked if each else np.flatnonzero(~cold)) for each in follows], np.int32)
-        left = {"cold items": np.flatnonzero(cold & (tastes == taste)), "known items": np.setdiff1d(liked, items)}
-        asked = {name: rng.choice(left[name], 2, replace=False) for name in GROUPS}
+        known = rng.choice(np.setdiff1d(liked, items), 2, replace=False)
+        asked = dict(zip(GROUPS, (chosen[taste][[turn % COLD, (turn + 1) % COLD]], known), strict=True))
         for number, split in enumerate(examples):
             parts[split].append(items if not number else np.array([asked[n][number - 1] for n in GROUPS], np.int32))
             groups = GROUPS if number else ("",)

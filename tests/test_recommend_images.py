@@ -136,7 +136,9 @@ def test_new_items_bring_their_pictures(runs: dict[str, Path], tmp_path: Path) -
     rows: list[dict[str, Any]] = [{"title": "New one", "image": "new.png"}, {"title": "New, without"}]
     write_jsonl(tmp_path / "new.jsonl", rows)
     for kind in ("sequence", "retrieval"):
-        (answer,) = Recommender(runs[kind], items=tmp_path / "new.jsonl").recommend([Request(image=picture(png(77)))])
+        (answer,) = Recommender(runs[kind], items=tmp_path / "new.jsonl").recommend(
+            [Request(image=picture(png(77)))], 3
+        )
         assert answer.recommendations[0].title == "New one"
         assert "5 items have no picture" in answer.notes[0]
     write_jsonl(tmp_path / "new.jsonl", [{"title": "New one", "image": "gone.png"}])

@@ -5,6 +5,7 @@ state's buffers (`refresh`); a frozen network of images does so with the items' 
 small causal transformer, by a softmax over the catalogue.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,6 +44,8 @@ from instructrec_jax.tasks.base import (
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask, Target
 from instructrec_jax.tasks.texts import tokenize, with_default_prompt
+
+logger = logging.getLogger(__name__)
 
 Supervise = Literal["all", "last"]
 NextItemSoftmax = Literal["full", "sampled"]
@@ -151,8 +154,11 @@ class SequenceTask(RankingTask):
         self._trained: np.ndarray | None = None  # bool [items]: in a training example; None: all count as such
         self.pictures = None if config.pictures is None else self._item_pictures(config.pictures)
 
-    def _item_pictures(self, network: str) -> ItemPictures:
-        """Raises ValueError for a catalogue without pictures, and for an item that would have no vector."""
+    def _item_pictures(self, network: str) -> ItemPictures | None:
+        """None where no item has a picture: then all is as without them, bit by bit.
+
+        Raises ValueError for a catalogue without the column, and for an item that would have no vector.
+        """
         config = self.config
         folder = picture_folder(config.catalogue, config.picture_folder)
         found = ItemPictures(PictureNetwork(network), self.catalogue, folder, Path(config.catalogue) / PICTURE_VECTORS)
@@ -162,6 +168,9 @@ class SequenceTask(RankingTask):
                 f"item {self.catalogue.ids[lacking[0]]!r} has no picture (column image), and task.text is false, so it "
                 "would have no vector. Give it a picture, leave the item out, or set task.text to true."
             )
+        if not found.there[: len(self.catalogue) - self.new_items].any():
+            logger.warning("no item of %s has a picture: task.pictures changes nothing.", config.catalogue)
+            return None
         return found
 
     def model(self, source: Source) -> Model:
@@ -379,8 +388,6 @@ class SequenceTask(RankingTask):
             return None
         vectors, there = self.pictures.vectors, self.pictures.there
         known = vectors[np.flatnonzero(there[: len(there) - self.new_items])]
-        if not len(known):
-            return np.zeros_like(vectors)
         spread = known.std() or np.float32(1)  # 0: all pictures are alike
         return np.where(there[:, None], (vectors - known.mean(0)) / spread, np.float32(0))
 
