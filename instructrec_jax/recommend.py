@@ -5,10 +5,10 @@
     recommend RUN --input requests.jsonl --out answers.jsonl      many requests; also .csv
     recommend RUN --history Alien --rerank RUN2                   RUN2 reranks the best items, as tuned by `evaluate`
     recommend RUN --user 42 --hybrid coKNN                        coKNN's scores mixed in, as tuned by `evaluate`
+    recommend RUN --image photo.jpg              "like this one": the items with the nearest pictures
     recommend RUN --instruction "..." --items new_items.jsonl     also items that RUN was not trained on, by their texts
 
-The evidence of an item shows how much its score falls without an item of the history or a word of the instruction.
-`id:...` names an item by its id in place of a title.
+Evidence: how far an item's score falls without a word or an item of the history. `id:...` names an item by its id.
 """
 
 import json
@@ -25,7 +25,7 @@ from instructrec_jax.runs.config import main_guard
 
 def main(args: list[str]) -> None:
     options, rest = parse_with_settings(recommend_parser(__doc__), args)
-    one = {name: getattr(options, name) for name in ("user", "history", "instruction", "exclude", "where")}
+    one = {name: getattr(options, name) for name in ("user", "history", "instruction", "image", "exclude", "where")}
     if options.input is not None and any(one.values()):
         given = ", ".join(f"--{name}" for name, value in one.items() if value)
         raise ValueError(f"{given} cannot be combined with --input: put it into the file.")

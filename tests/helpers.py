@@ -1,5 +1,6 @@
 """What several test files build: examples, tasks and one compiled step."""
 
+import base64
 import copy
 import json
 import random
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from tiny_pictures import png
 
 from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.backbones.backbone_config import BackboneConfig
@@ -96,13 +98,20 @@ def examples(kind: str, count: int = 32, seed: int = 0) -> list[Example]:
     return made
 
 
+def data_uri(file: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(file).decode()}"
+
+
 def task_config(kind: str, folder: Path, **settings: Any) -> Any:
     """The config of a task; `folder` receives a small catalogue if it needs one."""
     if kind in ("retrieval", "sequence", "reranker", "language_model_ranking"):
         items = list(range(12))
         texts = [f"a film about {SUBJECTS[i % 5]} " + "very " * i for i in items]
         folder.mkdir(exist_ok=True)
-        Catalogue([f"item-{i}" for i in items], [f"title {i}" for i in items], texts).save(folder)
+        pictured = settings.get("pictures") or settings.get("items", "text") != "text"
+        images = [None if i % 3 == 2 else data_uri(png(i)) for i in items]
+        facts = {"image": images} if pictured else {}
+        Catalogue([f"item-{i}" for i in items], [f"title {i}" for i in items], texts, facts).save(folder)
         if kind == "sequence":
             small = {"hidden_size": 16, "history_limit": 8, "dropout": 0.1}
             return SequenceConfig(catalogue=str(folder), **(small | settings))

@@ -77,7 +77,11 @@ CASES = {
     "retrieval": Case("bert", beside=False, mesh=(1, 2, 2, 2)),
     "retrieval, sampled": Case("bert", {"softmax": "sampled", "negatives": 6}, beside=False, mesh=(8, 1, 1)),
     "retrieval, full": Case("bert", {"softmax": "full"}, beside=False, mesh=(1, 8, 1)),
+    "retrieval, pictures": Case("clip pair", {"items": "both"}, beside=False, mesh=(8, 1, 1)),
     "sequence": Case("bert", beside=False, lora=False, mesh=(1, 1, 1, 8)),
+    "sequence, pictures": Case(
+        "bert", {"pictures": "vit", "cold_items": "left_out"}, beside=False, lora=False, mesh=(2, 2, 2)
+    ),
     "sequence, sampled": Case("bert", {"softmax": "sampled", "negatives": 6}, beside=False, lora=False),
     "reranker": Case("bert", {"negatives": 2}),
     "reranker, listwise": Case("bert", {"negatives": 2, "loss": "listwise"}, beside=False),
@@ -243,9 +247,16 @@ def _moved(path: Any, x: jax.Array) -> jax.Array:
     return jax.device_put(x + noise, x.sharding) if is_lora(name) else x
 
 
+def settings_of(name: str, networks: Any) -> dict[str, Any]:
+    """The settings of a case, with the folder of a network that they name."""
+    settings = CASES[name].settings
+    kind = settings.get("pictures")
+    return settings if kind is None else settings | {"pictures": str(networks[kind, False])}
+
+
 def alone(name: str, networks: Any, folder: Path, **how: Any) -> Built:
     case = CASES[name]
-    config = task_config(name.partition(",")[0], folder / "catalogue", **case.settings)
+    config = task_config(name.partition(",")[0], folder / "catalogue", **settings_of(name, networks))
     return built(config, examples_of(name), case.network, networks, **how)
 
 

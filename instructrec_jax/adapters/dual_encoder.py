@@ -38,8 +38,6 @@ class RetrievalHead(nnx.Module):
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ):
-        if not 1 / MAX_SCALE <= temperature:
-            raise ValueError(f"task.temperature must be at least {1 / MAX_SCALE}, but is {temperature}.")
         if projection_size is None:
             self.projection = None
         else:
@@ -47,7 +45,7 @@ class RetrievalHead(nnx.Module):
             shape = (hidden_size, projection_size)
             start = nnx.initializers.orthogonal()(rngs.params(), shape)
             self.projection = nnx.Param(jnp.eye(hidden_size) if square else start, axes=("embed", None))
-        self.log_temperature = nnx.Param(jnp.log(jnp.float32(temperature)), axes=())
+        self.log_temperature = log_temperature(temperature)
         self.pooling = pooling
         self.dtype = dtype
 
@@ -61,6 +59,13 @@ class RetrievalHead(nnx.Module):
     def scale(self) -> jax.Array:
         """Scale of the cosines: 1 / temperature, at most 100."""
         return capped_scale(-self.log_temperature[...])
+
+
+def log_temperature(temperature: float) -> nnx.Param[jax.Array]:
+    """The trained temperature of a softmax. Raises ValueError for one below 0.01."""
+    if not 1 / MAX_SCALE <= temperature:
+        raise ValueError(f"task.temperature must be at least {1 / MAX_SCALE}, but is {temperature}.")
+    return nnx.Param(jnp.log(jnp.float32(temperature)), axes=())
 
 
 def capped_scale(log_scale: jax.Array) -> jax.Array:

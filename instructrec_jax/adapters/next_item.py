@@ -1,9 +1,9 @@
 """The sequence head: a small causal transformer over item vectors, with the instruction's vector as prefix.
 
-With free item vectors it is SASRec (Kang & McAuley, 2018); with vectors of the items' texts it also scores items
-without interactions (UniSRec; Hou et al., 2022). Differences from the paper's network: GELU and a feed-forward layer
-four times as wide (paper: ReLU, as wide as the item vectors), no dropout of attention weights, softmax over all items
-(paper: one negative per positive).
+With free item vectors it is SASRec (Kang & McAuley, 2018); with vectors of the items' texts or pictures it also scores
+items without interactions (UniSRec; Hou et al., 2022). Differences from the paper's network: GELU and a feed-forward
+layer four times as wide (paper: ReLU, as wide as the item vectors), no dropout of attention weights, softmax over all
+items (paper: one negative per positive).
 """
 
 from dataclasses import dataclass
@@ -40,36 +40,35 @@ class NextItemSpec:
     num_heads: int
     max_length: int  # positions of a sequence, including the instruction's
     dropout: float
+    picture_size: int = 0  # width of the pictures' vectors; 0: items have no picture vectors
 
 
 class NextItemHead(nnx.Module):
     """Reads sequences: first the instruction, then the items of a history, oldest first.
 
-    An item's vector is W t / sqrt(hidden_size) + e, with its text's vector t and its own vector e, each if the spec
-    includes it. The same vectors serve as input, times sqrt(hidden_size), and as output: the score of item i is
-    q · vector_i + bias_i. So e is small compared with the input, and Adam's steps suit its scale in the scores (Vaswani
-    et al., 2017).
+    An item's vector is (W t + V p) / sqrt(hidden_size) + e, with its text's vector t, its picture's vector p and its
+    own vector e, each if the spec includes it; p is zero for an item without a picture. The same vectors serve as
+    input, times sqrt(hidden_size), and as output: the score of item i is q · vector_i + bias_i. So e is small compared
+    with the input, and Adam's steps suit its scale in the scores (Vaswani et al., 2017).
     """
 
     def __init__(self, spec: NextItemSpec, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
-        if not (spec.text_size or spec.ids):
-            raise ValueError("items need vectors: set text_size (vectors of their texts), ids (their own), or both.")
+        if not (spec.text_size or spec.picture_size or spec.ids):
+            raise ValueError("items need vectors: set text_size, picture_size (of their texts, pictures) or ids (own).")
         if spec.hidden_size % spec.num_heads:
             raise ValueError(
                 f"hidden size {spec.hidden_size} must be a multiple of the number of attention heads, {spec.num_heads}."
             )
         width = spec.hidden_size
 
-        def from_text(scale: float) -> Linear:
-            init = normal(scale * spec.text_size**-0.5)
-            return Linear(
-                spec.text_size, width, axes=("embed", None), init=init, use_bias=False, dtype=dtype, rngs=rngs
-            )
+        def projection(size: int, scale: float) -> Linear:
+            init = normal(scale * size**-0.5)
+            return Linear(size, width, axes=("embed", None), init=init, use_bias=False, dtype=dtype, rngs=rngs)
 
-        self.item_projection = from_text(0.5) if spec.text_size else None
-        self.instruction_projection = from_text(0.02) if spec.text_size else None
-        # With text vectors an item's own vector starts near zero, as a residual.
-        own = normal(0.002 if spec.text_size else 0.02)
+        self.item_projection = projection(spec.text_size, 0.5) if spec.text_size else None
+        self.instruction_projection = projection(spec.text_size, 0.02) if spec.text_size else None
+        # Beside vectors of texts or pictures an item's own vector starts near zero, as a residual.
+        own = normal(0.002 if spec.text_size or spec.picture_size else 0.02)
         self.items = Embedding(spec.num_items, width, init=own, dtype=dtype, rngs=rngs) if spec.ids else None
         self.bias = nnx.Param(jnp.zeros((spec.num_items,), jnp.float32), axes=("vocab",)) if spec.ids else None
         self.positions = Embedding(
@@ -96,25 +95,33 @@ class NextItemHead(nnx.Module):
             rngs=rngs,
         )
         self.final_norm = LayerNorm(width, eps=1e-6, dtype=dtype)
+        # Last, so that it changes none of the random numbers above.
+        self.picture_projection = projection(spec.picture_size, 0.5) if spec.picture_size else None
         self.spec = spec
         self.dtype = dtype
 
-    def item_vectors(self, texts: jax.Array, numbers: jax.Array | None = None) -> tuple[jax.Array, jax.Array | None]:
+    def item_vectors(
+        self, texts: jax.Array, numbers: jax.Array | None = None, pictures: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Vectors and biases of items.
 
         Args:
           texts: float [items, text_size], of all items.
-          numbers: int32 [...], the items; None: all items. An item beyond the spec's num_items has only its text
-            vector: neither a vector of its own nor a bias.
+          numbers: int32 [...], the items; None: all items. An item beyond the spec's num_items has only the vectors of
+            its text and picture: neither a vector of its own nor a bias.
+          pictures: float [items, picture_size], of all items; needed if the spec has a picture_size.
 
         Returns: ([..., hidden_size], float32 [...] or None).
         """
-        of_text = None
-        if self.item_projection is not None:
-            of_text = self.item_projection(texts if numbers is None else texts[numbers]) * self.spec.hidden_size**-0.5
+        content = None
+        for project, features in ((self.item_projection, texts), (self.picture_projection, pictures)):
+            if project is not None:
+                assert features is not None
+                one = project(features if numbers is None else features[numbers]) * self.spec.hidden_size**-0.5
+                content = one if content is None else content + one
         if self.items is None or self.bias is None:
-            assert of_text is not None  # see __init__
-            return of_text, None
+            assert content is not None  # see __init__
+            return content, None
         if numbers is None:
             own, bias = dense_table(self.items.table).astype(self.dtype), self.bias[...]
         else:
@@ -122,7 +129,7 @@ class NextItemHead(nnx.Module):
             inside = jnp.minimum(numbers, self.spec.num_items - 1)
             own = jnp.where(known[..., None], self.items(inside), 0)
             bias = jnp.where(known, self.bias[...][inside], 0)
-        return own if of_text is None else of_text + own, bias
+        return own if content is None else content + own, bias
 
     def __call__(
         self,
@@ -132,6 +139,7 @@ class NextItemHead(nnx.Module):
         item_texts: jax.Array,
         instruction_texts: jax.Array,
         keys: DropoutKeys | None = None,
+        item_pictures: jax.Array | None = None,
     ) -> jax.Array:
         """The query vector for the next item at every position: [rows, length, hidden_size].
 
@@ -139,9 +147,10 @@ class NextItemHead(nnx.Module):
           tokens: int32 [rows, length]; an instruction's number at position 0 of a segment, then numbers of items.
           item_texts: float [items, text_size].
           instruction_texts: float [instructions, text_size]; if empty, the prefix is zero.
+          item_pictures: float [items, picture_size]; needed if the spec has a picture_size.
         """
         first = positions == 0
-        x, _ = self.item_vectors(item_texts, jnp.where(first, 0, tokens))
+        x, _ = self.item_vectors(item_texts, jnp.where(first, 0, tokens), item_pictures)
         if self.instruction_projection is not None and len(instruction_texts):
             prefix = self.instruction_projection(instruction_texts[jnp.where(first, tokens, 0)])
         else:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from instructrec_jax.adapters.dual_encoder import capped_scale, unit_length
+from instructrec_jax.adapters.dual_encoder import capped_scale, log_temperature, unit_length
 from instructrec_jax.adapters.heads import pool_segments
 from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.image_text import ImageText
@@ -46,6 +46,27 @@ class PairHead(nnx.Module):
         for bias in (backbone.logit_bias, self.bias):
             logits = logits if bias is None else logits + bias[...].reshape(())
         return logits
+
+
+class PairVectorHead(nnx.Module):
+    """One vector for each text, image, or text with an image: the normalized sum of the unit vectors that are there.
+
+    So a text, an image and a text with an image are compared by cosine. Also holds the temperature of the softmax.
+
+    Raises ValueError for a temperature below 0.01.
+    """
+
+    def __init__(self, *, temperature: float):
+        self.pair = PairHead(capped=True)
+        self.log_temperature = log_temperature(temperature)
+
+    def __call__(self, hidden: jax.Array, segment_ids: Array, images: RowImages | None, segments: int) -> jax.Array:
+        """hidden [rows, length, width] -> float32 unit vectors [rows, segments, width]; zeros for absent segments."""
+        return unit_length(self.pair(hidden, segment_ids, images, segments).sum(2))
+
+    def scale(self) -> jax.Array:
+        """Scale of the cosines: 1 / temperature, at most 100."""
+        return capped_scale(-self.log_temperature[...])
 
 
 def start_for_sigmoid(backbone: ImageText, batch_size: int) -> PairHead:

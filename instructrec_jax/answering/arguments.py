@@ -12,6 +12,7 @@ from draccus.wrappers import docstring
 
 from instructrec_jax.answering.out_of_scope import SCORES
 from instructrec_jax.answering.requests import Request
+from instructrec_jax.data.media.picture import Picture, picture_of
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.remote import is_url, local_file
 from instructrec_jax.runs.bucket import local_run
@@ -86,6 +87,17 @@ def input_file(text: str) -> Path:
         return local_file(text) if is_url(text) else Path(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error
+
+
+def picture_file(text: str) -> Picture:
+    """The type of an option that names a picture, wherever it lies."""
+    if is_url(text):
+        raise argparse.ArgumentTypeError("URLs of pictures are never fetched: download it and name its path")
+    try:
+        return picture_of(Path(text))
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
+        raise argparse.ArgumentTypeError(f"{text} cannot be read ({said})") from error
 
 
 def run_path(text: str) -> Path:
@@ -288,6 +300,8 @@ def recommend_parser(doc: str) -> argparse.ArgumentParser:
     add("--user", metavar="ID", help="user id of the prepared folder; sets the history")
     add("--history", action="append", default=[], metavar="TITLES", help='titles, oldest first: "Alien; The Thing"')
     add("--instruction", default="", metavar="TEXT", help="the request in your own words")
+    like = "items whose pictures are like this one; with a request, both count alike"
+    add("--image", type=picture_file, metavar="FILE", help=like)
     add("--exclude", action="append", default=[], metavar="TITLE", help="leave out this item (repeatable)")
     where = 'only items with this fact: genre=Horror, director!=..., "year>1990" (repeatable; all must hold)'
     add("--where", action="append", default=[], metavar="CONDITION", help=where)

@@ -1,12 +1,15 @@
-"""Items added to a catalogue after training, which a run knows by their texts alone."""
+"""Items added to a catalogue after training, which a run knows by their texts and pictures alone."""
 
+import base64
 from collections.abc import Mapping
 from pathlib import Path
 
 from instructrec_jax.data.example import BadExample, suggest
+from instructrec_jax.data.media.picture_references import PictureFolder, folders_of, read_pictures
 from instructrec_jax.data.rows import open_rows
 from instructrec_jax.preparation.readers.items import IN_TEXT, damage, item_text, label, split_title
 from instructrec_jax.ranking.catalogue import Catalogue, Fact
+from instructrec_jax.ranking.item_pictures import COLUMN
 
 OWN = ("id", "title", "text", "year")
 
@@ -16,9 +19,10 @@ def with_new_items(catalogue: Catalogue, file: str | Path) -> Catalogue:
 
     A record has `title` (such as "Moon (2009)"); optional: `id` (default new-1, new-2, ...), `text` (default: title and
     kinds, in the format of the readers) and the catalogue's facts. In CSV, semicolons separate the values of a list.
+    The paths of a column `image` start in the file's folder.
 
-    Raises ValueError, naming file and line, for a missing title, a duplicate id, an unknown column or a fact of the
-    wrong type.
+    Raises ValueError, naming file and line, for a missing title, a duplicate id, an unknown column, a fact of the wrong
+    type or a picture that is not there.
     """
     rows = open_rows(str(file))
     ids, titles, texts = list(catalogue.ids), list(catalogue.titles), list(catalogue.texts)
@@ -27,6 +31,7 @@ def with_new_items(catalogue: Catalogue, file: str | Path) -> Catalogue:
         name: next((type(x) for x in column if x is not None), None) for name, column in facts.items()
     }
     known = set(ids)
+    (folder,) = folders_of([Path(file)])
     for index in range(len(rows)):
         where = rows.where(index)
         try:
@@ -44,7 +49,9 @@ def with_new_items(catalogue: Catalogue, file: str | Path) -> Catalogue:
         if item in known:
             raise ValueError(f"{where}: duplicate id {item!r}: give the item another one.")
         known.add(item)
-        own = {name: _fact(name, record.get(name), kind, where) for name, kind in kinds.items()}
+        own = {name: _fact(name, record.get(name), kind, where) for name, kind in kinds.items() if name != COLUMN}
+        if COLUMN in facts:
+            own[COLUMN] = _picture(record.get(COLUMN), folder, where)
         if "year" in own and own["year"] is None:
             own["year"] = year
         when = own.get("year", year)
@@ -74,6 +81,17 @@ def _title(record: Mapping[str, object], where: str) -> tuple[str, int | None]:
     except (ValueError, OverflowError):
         pass  # not a number, NaN or infinity
     raise ValueError(f"{where}: year must be a whole number, but is {given!r}.")
+
+
+def _picture(value: object, folder: PictureFolder, where: str) -> Fact:
+    """The picture as a data URI, since paths of the catalogue start elsewhere; None for an item without one."""
+    try:
+        found = read_pictures(value, folder, COLUMN)
+    except BadExample as error:
+        raise error.at(where) from None
+    if len(found) > 1:
+        raise ValueError(f"{where}: an item has one picture, but here are {len(found)}.")
+    return f"data:image;base64,{base64.b64encode(found[0].read()).decode()}" if found else None
 
 
 def _fact(name: str, value: object, kind: type | None, where: str) -> Fact:

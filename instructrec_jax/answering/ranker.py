@@ -79,7 +79,7 @@ class Ranker:
             raise ValueError(f"{path} was trained for the task {config.task.name}, which ranks no catalogue.")
         if items is None:
             return cls(Run.open(path, config, step=step, fixed_shapes=fixed_shapes))
-        if not getattr(config.task, "text", True):
+        if not getattr(config.task, "text", True) and getattr(config.task, "pictures", None) is None:
             raise ValueError("task.text is false: this run knows items by their numbers alone, so none can be added.")
         old = Catalogue.load(str(getattr(config.task, "catalogue", "")))
         joined = with_new_items(old, items)

@@ -25,7 +25,7 @@ from instructrec_jax.answering.titles import Ask, Titles, resolve
 from instructrec_jax.data.example import Example, check_example
 from instructrec_jax.data.listed import check_type, listed
 from instructrec_jax.ranking.catalogue import Splits, has_splits
-from instructrec_jax.ranking.fusion import Fusion, retrieve
+from instructrec_jax.ranking.fusion import Fusion, hybrid, moments, retrieve
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.base import Encoded
 
@@ -41,6 +41,8 @@ class Understood:
     Attributes:
       history: item numbers, oldest first.
       allowed: bool [items].
+      likeness: of each item's picture to the request's, float32 [items]; −inf for an item without one. None: the
+        request has no picture.
     """
 
     request: Request
@@ -48,6 +50,7 @@ class Understood:
     history: list[int]
     allowed: np.ndarray
     k: int
+    likeness: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -182,20 +185,35 @@ class Recommender:
         history = [*self._history_of(request.user), *numbers("history", request.history)]
         if request.prompt and request.instruction:
             raise ValueError("a request cannot have both an instruction and a prompt: remove one of them.")
-        if not history and not (request.instruction.strip() or request.prompt.strip()):
+        asks = bool(history or request.instruction.strip() or request.prompt.strip())
+        if not asks and request.image is None:
             why = " (all titles of the history were left out)" if request.history else ""
-            raise ValueError(f"the request is empty{why}: give a user, a history or an instruction.")
+            raise ValueError(f"the request is empty{why}: give a user, a history, an instruction or an image.")
         answer.history = [self.catalogue.name(item) for item in history]
         allowed = matching(self.catalogue, request.where)
         allowed[numbers("exclude", request.exclude)] = False
         if not options.include_seen:
             allowed[history] = False
+        likeness = self._likeness(request)
+        if likeness is not None and not asks:
+            allowed &= np.isfinite(likeness)
         left = int(np.count_nonzero(allowed))
         if not left:
             raise ValueError("no item is left to recommend: relax the conditions (where), or include seen items.")
         if left < k:
             answer.notes.append(f"only {left} items are left, fewer than k = {k}.")
-        return Understood(request, answer, history, allowed, min(k, left))
+        return Understood(request, answer, history, allowed, min(k, left), likeness)
+
+    def _likeness(self, request: Request) -> np.ndarray | None:
+        """How much each item's picture is like the request's; None for a request without a picture."""
+        if request.image is None:
+            return None
+        if self.fused is not None:
+            raise ValueError("an image cannot be combined with --rerank or --hybrid: leave one of them out.")
+        found = self.first.task.looks_like(self.first.predict, request.image, "the image of the request")
+        if not np.isfinite(found).any():
+            raise ValueError("no item of the catalogue has a picture (column image), so none can be like the image.")
+        return found
 
     def _history_of(self, user: str | None) -> list[int]:
         if user is None:
@@ -214,6 +232,9 @@ class Recommender:
         """Fills in the answers of a batch of requests."""
         asked: list[tuple[Understood, Encoded]] = []
         for each in understood:
+            if each.likeness is not None and not (each.history or each.request.instruction or each.request.prompt):
+                self._nearest(each, each.likeness)
+                continue
             try:
                 example = self._example(each)
                 encoded, cut = self._encode(self.first, example)
@@ -228,10 +249,25 @@ class Recommender:
         for group in self._groups(asked):
             self._fill(group, options)
 
+    def _nearest(self, each: Understood, likeness: np.ndarray) -> None:
+        """Fills in the items whose pictures are most like the request's."""
+        scores = np.where(each.allowed, likeness.astype(np.float64), -np.inf)
+        items = retrieve(scores[None], each.k)[0]
+        each.answer.recommendations = [
+            Recommendation(self.catalogue.ids[item], self.catalogue.name(item), float(scores[item]), rank)
+            for rank, item in enumerate(items, 1)
+        ]
+        without = int(np.count_nonzero(~np.isfinite(likeness)))
+        if without:
+            each.answer.notes.append(f"{without:,} items have no picture, so they are left out.")
+
     def _groups(self, asked: list[tuple[Understood, Encoded]]) -> list[list[tuple[Understood, Encoded]]]:
-        """Batches for ranking: all requests, or each by itself if the run reads each item with the request."""
+        """Batches for ranking: all requests, but each by itself that has a picture, or if the run reads each item with
+        the request."""
         if self.first.task.retrieves:
-            return [asked] if asked else []
+            pictured = [pair for pair in asked if pair[0].likeness is not None]
+            others = [pair for pair in asked if pair[0].likeness is None]
+            return [*([others] if others else []), *([pair] for pair in pictured)]
         for each, _ in asked:
             if (items := int(each.allowed.sum())) > MOST_CANDIDATES:
                 each.answer.error = (
@@ -267,6 +303,8 @@ class Recommender:
             others = self.fused.second.encode([encoded.example for encoded in cases])
             seen = [np.unique([i for i in each.history if not each.allowed[i]]).astype(np.int64) for each, _ in asked]
             return self.fused.best(cases, others, seen, allowed, k)
+        if (likeness := asked[0][0].likeness) is not None:
+            return self._mixed(cases, allowed, likeness, k)
         if self.first.task.retrieves:
             return self.first.best(cases, allowed, k)
         items = np.flatnonzero(allowed[0])[None]
@@ -274,6 +312,19 @@ class Recommender:
         order = retrieve(scores, k)
         best = np.take_along_axis(items, order, 1), np.take_along_axis(scores, order, 1)
         return Best(*best, (np.ones((1, 1)),))
+
+    def _mixed(self, cases: list[Encoded], allowed: np.ndarray, likeness: np.ndarray, k: int) -> Best:
+        """The best items by the run and by likeness, standardized, with equal weights.
+
+        An item without a picture has the mean likeness of the others.
+        """
+        own = np.where(allowed, self.first.scores(cases), -np.inf)
+        known = np.isfinite(likeness)
+        among = known & allowed[0] if (known & allowed[0]).any() else known
+        alike = np.where(known, likeness, likeness[among].mean())
+        scores = hybrid(own, alike[None], 0.5)
+        items = retrieve(scores, k)
+        return Best(items, np.take_along_axis(scores, items, 1), (0.5 / moments(own)[1],))
 
     @property
     def _rankers(self) -> list[Ranker]:

@@ -11,6 +11,8 @@ from pathlib import Path
 from instructrec_jax.answering.evidence import Evidence, line
 from instructrec_jax.answering.titles import Titles
 from instructrec_jax.data.example import BadExample, show, suggest
+from instructrec_jax.data.media.picture import Picture
+from instructrec_jax.data.media.picture_references import NO_FILES, PictureFolder, folders_of, read_pictures
 from instructrec_jax.data.rows import open_rows
 from instructrec_jax.files import write_jsonl, write_text
 
@@ -19,12 +21,13 @@ COLUMNS = ("id", "user", "rank", "item", "title", "score", "evidence", "prompt",
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One request. At least one of user, history, instruction and prompt is needed.
+    """One request. At least one of user, history, instruction, prompt and image is needed.
 
     Attributes:
       user: id of a user of the prepared folder, whose items (of all splits) begin the history.
       history: titles or ids, oldest first; one text may contain several, separated by semicolons.
       prompt: instead of the instruction: the model's whole input text, as in training and test examples.
+      image: a picture that the items' pictures should be like; in records a path beside the file, or base64.
       exclude: titles of items to leave out.
       where: conditions on the catalogue's facts (see `filters`).
       k: number of items; None: the call's `k`.
@@ -35,6 +38,7 @@ class Request:
     history: Sequence[str] = ()
     instruction: str = ""
     prompt: str = ""
+    image: Picture | None = None
     exclude: Sequence[str] = ()
     where: Sequence[str] = ()
     k: int | None = None
@@ -45,8 +49,14 @@ class Request:
             object.__setattr__(self, name, _texts(vars(self), name))  # one text is a list of one
 
     @classmethod
-    def from_record(cls, record: Mapping[str, object]) -> "Request":
-        """A request from a record of a file. Raises ValueError for unknown fields and wrong types."""
+    def from_record(cls, record: Mapping[str, object], folder: PictureFolder = NO_FILES) -> "Request":
+        """A request from a record of a file.
+
+        Args:
+          folder: where the path of a picture starts; by default pictures are base64.
+
+        Raises ValueError for unknown fields, wrong types and a picture that is not there.
+        """
         known = list(cls.__dataclass_fields__)
         for name in record:
             if name not in known:
@@ -60,12 +70,26 @@ class Request:
             user=_text(given, "user"),
             instruction=_text(given, "instruction") or "",
             prompt=_text(given, "prompt") or "",
+            image=read_image(given.get("image"), folder),
             history=_texts(given, "history"),
             exclude=_texts(given, "exclude"),
             where=_texts(given, "where"),
             k=_count(given, "k"),
             id=given.get("id"),
         )
+
+
+def read_image(value: object, folder: PictureFolder) -> Picture | None:
+    """The picture of a request. Raises ValueError for a URL, a missing file, or several pictures."""
+    if isinstance(value, Picture):
+        return value
+    try:
+        found = read_pictures(value, folder)
+    except BadExample as error:
+        raise ValueError(f"image: {error.detail}") from None
+    if len(found) > 1:
+        raise ValueError(f"image must be one picture, but here are {len(found)}.")
+    return found[0] if found else None
 
 
 def _text(given: Mapping[str, object], name: str) -> str | None:
@@ -156,7 +180,7 @@ def read_requests(file: str | Path) -> list[Request | Answer]:
 
     Raises ValueError for an unreadable file, and for a table with unknown columns.
     """
-    rows = open_rows(str(file))
+    rows, (folder,) = open_rows(str(file)), folders_of([Path(file)])
     found: list[Request | Answer] = []
     is_table = Path(str(file).removesuffix(".gz")).suffix in (".csv", ".tsv", ".parquet")
     for index in range(len(rows)):
@@ -167,7 +191,7 @@ def read_requests(file: str | Path) -> list[Request | Answer]:
             if is_table:
                 _check_columns(record, file)
                 record = {key: _cells(value) if key == "where" else value for key, value in record.items()}
-            found.append(Request.from_record({**record, "id": name}))
+            found.append(Request.from_record({**record, "id": name}, folder))
         except _BadTable:
             raise
         except BadExample as error:
@@ -183,7 +207,7 @@ class _BadTable(ValueError):
 
 def _check_columns(record: Mapping[str, object], file: str | Path) -> None:
     known = list(Request.__dataclass_fields__)
-    needed = ("user", "history", "instruction", "prompt")
+    needed = ("user", "history", "instruction", "prompt", "image")
     for name in record:
         if name not in known:
             hint = suggest(str(name), known)

@@ -13,7 +13,8 @@ from instructrec_jax.evaluation.tables import wrapped
 
 def table(answer: Answer) -> str:
     """An answer as a table of text; evidence that does not fit beside the titles stands below them."""
-    said = [f"prompt: {answer.prompt}", *(f"note: {note}" for note in answer.notes)]
+    said = [f"prompt: {answer.prompt}"] if answer.prompt else []  # none for a picture alone
+    said += [f"note: {note}" for note in answer.notes]
     lines = [*(wrapped(text, "", "  ", text_width()) for text in said), ""]
     header = ("", "title", "score", "evidence (+ raises the score, − lowers it)")
     rows = [(str(r.rank), r.title, f"{r.score:.4f}", line(r.evidence)) for r in answer.recommendations]

@@ -30,7 +30,7 @@ def item_vectors(
 
     Args:
       predict: texts -> one vector [d] per text, as a task's `Predict`.
-      texts: the items' tokens, by item number. They are part of the hash.
+      texts: the items' tokens (and pictures), by item number. They are part of the hash.
       fingerprint: everything else that the vectors depend on, as plain JSON values: the weights (a checkpoint's step
         and path, or `weights_fingerprint`), `Catalogue.fingerprint()`, the settings of pooling and projection.
       folder: RUN/item_vectors, created if needed.
@@ -73,6 +73,8 @@ def _hash(texts: Sequence[Text], fingerprint: Mapping[str, object]) -> str:
     for text in texts:
         for part in (text.tokens, text.types, text.target):
             digest.update(b"-" if part is None else str(len(part)).encode() + np.asarray(part, "<i4").tobytes())
+        for picture in () if text.images is None else text.images.pictures:
+            digest.update(picture.digest.encode())
     return digest.hexdigest()[:32]
 
 

@@ -102,7 +102,8 @@ class Recommending:
 
     def _tokens(self, prompts: Sequence[str]) -> int:
         tokenizer = self.recommender.first.task.context.tokenizer
-        return sum(map(len, tokenizer(list(prompts), verbose=False)["input_ids"]))
+        read = [prompt for prompt in prompts if prompt]  # none for a picture alone
+        return sum(map(len, tokenizer(read, verbose=False)["input_ids"])) if read else 0
 
     # -------------------------------------------------------------- the catalogue
 

@@ -15,11 +15,12 @@ from instructrec_jax.inference.likelihood import Branch, Request, log_likelihood
 from instructrec_jax.runs.data import buckets
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.base import Task
+from instructrec_jax.tasks.captions import beside_image
 from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.reranker import RerankerTask
-from instructrec_jax.tasks.ranking.sequence import TABLES, SequenceTask, TextVectors
-from instructrec_jax.tasks.text.contrastive import ContrastiveTask, beside_image
+from instructrec_jax.tasks.ranking.sequence import TABLES, SequenceTask
+from instructrec_jax.tasks.text.contrastive import ContrastiveTask
 from instructrec_jax.tasks.texts import tokenize
 
 SAMPLES = (Example(instruction="a"), Example(instruction="a", input="a"))
@@ -41,6 +42,8 @@ def compile_task(run: Run) -> None:
         if isinstance(task, SequenceTask):
             for each in predict.each:
                 _sequences(run, task, each)
+            if task.pictures is not None:
+                task.pictures.compile()
 
 
 def compile_vectors(run: Run) -> None:
@@ -99,14 +102,13 @@ def _of_words(task: Task) -> Text:
 
 
 def _sequences(run: Run, task: SequenceTask, predict: Predict) -> None:
-    items = task.text_vectors(predict)
-    width = items.shape[1]
+    width = task.text_vectors(predict).shape[1]
     tables = [np.zeros((rows, width), np.float32) for rows in TABLES] if width else [np.zeros((0, 0), np.float32)]
     longest, known = 1 + task.config.history_limit, buckets(run.config)  # the instruction's number and the items
     lengths = [each for shorter, each in zip((0, *known), known, strict=False) if shorter < longest]
     for table in tables:
         for texts in texts_of_every_shape(Text(np.zeros(1, np.int32)), lengths, data_shards(run.mesh)):
-            predict.run(texts, TextVectors(items, table))
+            predict.run(texts, task.inputs(predict, table))
 
 
 def _likelihoods(run: Run, task: LikelihoodTask, predict: Predict) -> None:

@@ -91,6 +91,26 @@ def test_an_item_beyond_the_known_ones_is_its_text_alone() -> None:
     np.testing.assert_allclose(every_bias[4], known_bias[0])
 
 
+@pytest.mark.parametrize("text", [True, False])
+def test_a_picture_is_added_and_none_is_a_zero(text: bool) -> None:
+    spec = NextItemSpec(ITEMS, TEXT if text else 0, True, WIDTH, 1, 2, 7, 0.0, picture_size=5)
+    head = NextItemHead(spec, rngs=nnx.Rngs(3))
+    texts = vectors(ITEMS) if text else np.zeros((ITEMS, 0), np.float32)
+    pictures = vectors(ITEMS, 5, seed=4)
+    pictures[3] = 0
+    found, _ = head.item_vectors(texts, jnp.array([3, 4]), pictures)
+    rest, _ = head.item_vectors(texts, jnp.array([3, 4]), np.zeros_like(pictures))
+    kernel = np.asarray(head.picture_projection.kernel[...]) / np.sqrt(WIDTH)
+    np.testing.assert_array_equal(found[0], rest[0])
+    np.testing.assert_allclose(found[1], rest[1] + pictures[4] @ kernel, atol=1e-6)
+    every, _ = head.item_vectors(texts, pictures=pictures)
+    np.testing.assert_allclose(every[4], found[1], atol=1e-6)
+    places = jnp.array([[0, 4]]), jnp.ones((1, 2), jnp.int32), jnp.array([[0, 1]])
+    words = np.zeros((1, TEXT if text else 0), np.float32)
+    queries = [head(*places, texts, words, item_pictures=each) for each in (pictures, np.zeros_like(pictures))]
+    assert np.abs(queries[0][0, 1] - queries[1][0, 1]).max() > 1e-3  # it is read in a history, too
+
+
 def test_a_sequence_longer_than_the_head_is_not_a_number() -> None:
     head = make(text=False)
     tokens = jnp.zeros((1, 8), jnp.int32)

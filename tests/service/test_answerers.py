@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from helpers import examples, task_config
+from helpers import data_uri, examples, task_config
+from tiny_pictures import png
 from tiny_runs import untrained_run
 
 from instructrec_jax.answering.ensembles import How, make_ensemble
 from instructrec_jax.answering.recommender import Recommender
 from instructrec_jax.answering.requests import Request
+from instructrec_jax.data.media.picture import picture
 from instructrec_jax.runs.run import Run, open_member
 from instructrec_jax.runs.vectors import settings_of
 from instructrec_jax.service.app import make_app
@@ -129,6 +131,25 @@ def test_recommend_as_recommend(name: str, networks: dict[str, Path], tmp_path: 
         answer = client.post("/recommend", json={"requests": asked})
         assert answer.status_code == 200, answer.text
         close(answer.json()["data"], wanted)
+
+
+def test_a_picture_is_asked_for_as_base64(
+    networks: dict[str, Path], image_networks: dict[str, Path], tmp_path: Path
+) -> None:
+    run = run_of("sequence", {"pictures": str(image_networks["vit"])}, networks, tmp_path)
+    (wanted,) = Recommender(run).recommend([Request(image=picture(png(4)), k=3)])
+    with served(run) as client:
+        answer = client.post("/recommend", json={"image": data_uri(png(4)), "k": 3})
+        assert answer.status_code == 200, answer.text
+        close(answer.json()["recommendations"], wanted.to_record()["recommendations"])
+        assert answer.json()["usage"]["prompt_tokens"] == 0
+        for image, said in (
+            ("/etc/hostname", "give it as base64"),
+            ("https://example.org/a.png", "never fetched"),
+            (data_uri(png(4)[:60]), "cannot be read as a picture"),
+        ):
+            answer = client.post("/recommend", json={"image": image, "k": 3})
+            assert answer.status_code == 422 and said in answer.text
 
 
 def test_documents_are_ranked_by_what_the_run_knows(networks: dict[str, Path], tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from task_cases import (
     examples_of,
     named,
     packed,
+    settings_of,
     texts_of,
 )
 from tiny_runs import compressed_run, untrained_run
@@ -142,7 +143,7 @@ def test_beside_another_task_as_alone(name: str, dropout: bool, lora: bool, netw
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.beside])
 def test_what_cannot_stand_beside_others_is_refused_by_name(name: str, networks: Any, tmp_path: Path) -> None:
     kind = name.partition(",")[0]
-    config = task_config(kind, tmp_path / "catalogue", **CASES[name].settings)
+    config = task_config(kind, tmp_path / "catalogue", **settings_of(name, networks))
     tasks = [SubtaskConfig("own", config), SubtaskConfig("other", task_config("regression", tmp_path))]
     with pytest.raises(ValueError, match=f"'own'.*{kind}"):
         built(MultitaskConfig(tasks), [], CASES[name].network, networks, dropout=False, lora=False)

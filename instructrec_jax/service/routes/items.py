@@ -6,6 +6,8 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
 from instructrec_jax.answering import requests
+from instructrec_jax.data.media.picture import Picture
+from instructrec_jax.data.media.picture_references import NO_FILES
 from instructrec_jax.service.errors import ServiceError
 from instructrec_jax.service.exchange import Exchange
 from instructrec_jax.service.models import Service
@@ -22,6 +24,7 @@ class Wish(Asked):
     history: str | list[str] = Field(default_factory=list)
     instruction: str = ""
     prompt: str = ""
+    image: str | None = Field(None, description="a picture as base64 or a data URI: items that look like it")
     exclude: str | list[str] = Field(default_factory=list)
     where: str | list[str] = Field(default_factory=list)
     k: int | None = None
@@ -57,7 +60,7 @@ async def recommend(
     model = service.model(asked.model, "recommend", noted)
     texts = await hidden.mask([[wish.get("instruction", ""), wish.get("prompt", "")] for wish in wishes])
     own = [
-        requests.Request(**{**wish, "instruction": instruction, "prompt": prompt})
+        requests.Request(**{**wish, "instruction": instruction, "prompt": prompt, "image": _image(wish)})
         for wish, (instruction, prompt) in zip(wishes, texts, strict=True)
     ]
     options = Wishes(own, asked.include_seen, asked.on_unknown == "skip", asked.evidence)
@@ -67,10 +70,18 @@ async def recommend(
     items = sum(len(each.recommendations) for each in found.answers)
     noted.counts.update(texts=len(own), items=items, prompt_tokens=found.tokens)
     for each in found.answers:
-        service.drift(model).answered(each.prompt)
+        if each.prompt:  # none for a picture alone
+            service.drift(model).answered(each.prompt)
     usage = {"prompt_tokens": found.tokens, "total_tokens": found.tokens}
     said = {"data": records} if asked.requests is not None else records[0]
     return {"object": "recommendations", "model": model.name, **said, "usage": usage}
+
+
+def _image(wish: dict[str, Any]) -> Picture | None:
+    try:
+        return requests.read_image(wish.get("image"), NO_FILES)
+    except ValueError as error:
+        raise ServiceError(422, str(error), param="image", code="invalid") from error
 
 
 @router.get("/catalogue")

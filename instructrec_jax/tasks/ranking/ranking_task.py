@@ -11,6 +11,7 @@ import numpy as np
 from instructrec_jax.data.batch import Text
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.media.picture import Picture
 from instructrec_jax.data.prompts import question, render
 from instructrec_jax.data.storage import digest_of_texts
 from instructrec_jax.ranking.baselines import (
@@ -114,11 +115,19 @@ class RankingTask(Task):
             )
         self.metric = main_metric(config.cutoffs, config.protocols[0], len(self.catalogue))
 
+    def tokenize(self, texts: Sequence[str], names: Sequence[str]) -> list[Text | None]:
+        """Instructions or items' texts as the network reads them, see `tasks.texts.tokenize`."""
+        return tokenize(texts, names, self.context)
+
     @cached_property
     def item_texts(self) -> list[Text]:
+        """See `read_items`; the same objects each time."""
+        return self.read_items()
+
+    def read_items(self) -> list[Text]:
         """The tokens of each item's text."""
         names = [f"the text of item {item!r}" for item in self.catalogue.ids]
-        texts = tokenize(self.catalogue.texts, names, self.context)
+        texts = self.tokenize(self.catalogue.texts, names)
         if None in texts:
             raise ValueError("items that are too long cannot be dropped: set data.truncate to left or right.")
         return [text for text in texts if text is not None]
@@ -142,7 +151,7 @@ class RankingTask(Task):
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """The instruction's tokens and the `Target` of each example."""
         names = [f"the instruction of example {example.id or number!r}" for number, example in enumerate(examples)]
-        texts = tokenize([render(example) for example in examples], names, self.context)
+        texts = self.tokenize([render(example) for example in examples], names)
         return [
             Encoded(text, self.target(example, name), example)
             for example, text, name in zip(examples, texts, names, strict=True)
@@ -197,6 +206,17 @@ class RankingTask(Task):
     ) -> np.ndarray:
         """Scores of given items, float32 [cases, k] for item numbers int [cases, k], higher is better."""
         return products(self.query_vectors(predict, encoded), self.item_vectors(predict), candidates)
+
+    def looks_like(self, predict: Predict, picture: Picture, name: str) -> np.ndarray:
+        """float32 [items]: how much each item's picture is like another one, which errors call `name`.
+
+        Cosines of the vectors of a network of images; −inf for an item without a picture.
+        Raises ValueError for a task that reads no pictures of items, and for a picture that cannot be read.
+        """
+        raise ValueError(
+            "this run reads no pictures of its items, so none can be like another picture: train it with task.pictures "
+            "(sequence) or task.items (retrieval) on a catalogue with the column image."
+        )
 
     def all_scores(self, predict: Predict, encoded: Sequence[Encoded[Target]]) -> Callable[[slice], np.ndarray]:
         """`score_items`; of an ensemble, the average over the items of the catalogue."""

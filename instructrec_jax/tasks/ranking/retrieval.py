@@ -1,7 +1,11 @@
-"""Dual-encoder retrieval: instructions and items as vectors, ranked by similarity."""
+"""Dual-encoder retrieval: instructions and items as vectors, ranked by similarity.
+
+A pair of networks (CLIP, SigLIP) also reads the items' pictures: an item is its text, its picture, or both.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import jax
@@ -10,13 +14,17 @@ import numpy as np
 
 from instructrec_jax.adapters.checkpoint_heads import Source, vector_head, vector_size
 from instructrec_jax.adapters.losses import cross_entropy
+from instructrec_jax.adapters.pair_head import PairVectorHead
 from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.folder import read_pooling
 from instructrec_jax.backbones.layers import DropoutKeys
-from instructrec_jax.data.batch import Batch, BatchTexts, PerExample, TextNumbers
+from instructrec_jax.data.batch import Batch, BatchTexts, PerExample, Text, TextNumbers
+from instructrec_jax.data.media.picture import Picture
+from instructrec_jax.data.media.text_images import TextImages
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.ranking.catalogue import has_splits
+from instructrec_jax.ranking.item_pictures import item_pictures, looks_like, picture_folder
 from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
@@ -26,6 +34,7 @@ from instructrec_jax.tasks.base import (
     TaskContext,
     in_microbatches,
 )
+from instructrec_jax.tasks.captions import Captions, beside_image, image_alone
 from instructrec_jax.tasks.objective import Choice, Objective
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask, Target
@@ -33,6 +42,7 @@ from instructrec_jax.tasks.texts import with_default_prompt
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 Softmax = Literal["in_batch", "sampled", "full"]
+ItemInputs = Literal["text", "picture", "both"]
 
 
 @jax.tree_util.register_dataclass
@@ -71,6 +81,12 @@ class RetrievalConfig(RankingConfig):
     projection: int | None = None  # size of the vectors; null: the checkpoint's own projection, else none
     pooling: Pooling | None = None  # null: the checkpoint's declared pooling
     temperature: float = 0.05  # initial temperature of the softmax (trained)
+    items: ItemInputs = "text"  # what an item is read by; pictures need a CLIP or SigLIP and the column image
+    picture_folder: str = ""  # where paths of the catalogue's column `image` start; "": in the catalogue's folder
+
+    @property
+    def compares_images(self) -> bool:  # type: ignore[override]
+        return self.items != "text"
 
     def build(self, context: TaskContext) -> "RetrievalTask":
         return RetrievalTask(self, with_default_prompt(context))
@@ -84,8 +100,11 @@ class RetrievalTask(RankingTask):
     def __init__(self, config: RetrievalConfig, context: TaskContext):
         super().__init__(config, context)
         self.refresh_every = config.refresh_every if config.softmax == "full" else 0
-        declared = None if context.folder is None else read_pooling(context.folder).projection
-        self.size = vector_size(config.projection, declared)  # None: the backbone's
+        self._captions = None if config.items == "text" else self._pair(context)
+        if self._captions is None:
+            declared = None if context.folder is None else read_pooling(context.folder).projection
+            self.size = vector_size(config.projection, declared)  # None: the backbone's
+        self._known_pictures: tuple[Predict, np.ndarray] | None = None
         self._most_positives = 1  # maximum positive items of a training example
         if config.log_q and config.softmax == "full":
             raise ValueError(
@@ -98,14 +117,66 @@ class RetrievalTask(RankingTask):
             )
         _ = self.item_texts  # raises for an item's text that is too long now, not in the first evaluation
 
+    def _pair(self, context: TaskContext) -> Captions:
+        for name, value in (("projection", self.config.projection), ("pooling", self.config.pooling)):
+            if value is not None:
+                raise ValueError(f"task.{name} is set, but a pair of networks (task.items) has its own: leave it out.")
+        captions = Captions.of(context)
+        self.size = captions.spec.text_width or captions.spec.text.hidden_size
+        return captions
+
     def model(self, source: Source) -> Model:
+        if self._captions is not None:
+            return Model(source.backbone, PairVectorHead(temperature=self.config.temperature))
         head = vector_head(source, self.config.projection, self.config.pooling, self.config.temperature)
         return Model(source.backbone, head)
 
     # -------------------------------------------------------------- host
 
+    def tokenize(self, texts: Sequence[str], names: Sequence[str]) -> list[Text | None]:
+        return super().tokenize(texts, names) if self._captions is None else self._captions.tokens(texts, names)
+
+    def read_items(self) -> list[Text]:
+        """The tokens of each item's text, with its picture beside them or in their place."""
+        if self._captions is None or self.config.items == "both":
+            texts = super().read_items()
+            return [self._beside(text, picture) for text, picture in zip(texts, self._pictures, strict=True)]
+        lacking = [item for item, picture in zip(self.catalogue.ids, self._pictures, strict=True) if picture is None]
+        if lacking:
+            raise ValueError(
+                f"item {lacking[0]!r} has no picture (column image), and task.items is picture, so it would have no "
+                "vector: give it a picture, leave it out of the catalogue, or set task.items to both."
+            )
+        return [image_alone(self._read_as(picture)) for picture in self._pictures if picture is not None]
+
+    @cached_property
+    def _pictures(self) -> list[Picture | None]:
+        if self._captions is None:
+            return [None] * len(self.catalogue)
+        return item_pictures(self.catalogue, picture_folder(self.config.catalogue, self.config.picture_folder))
+
+    def _beside(self, text: Text, picture: Picture | None) -> Text:
+        return text if picture is None else beside_image(text, self._read_as(picture))
+
+    def _read_as(self, picture: Picture) -> TextImages:
+        assert self.context.pixels is not None
+        return TextImages.alone((picture,), self.context.pixels)
+
+    def _check_pictures(self) -> None:
+        """Raises ValueError, naming the item, for a picture that cannot be read."""
+        assert self.context.pixels is not None or not any(self._pictures)
+        for item, picture in zip(self.catalogue.ids, self._pictures, strict=True):
+            try:
+                if picture is not None and self.context.pixels is not None:
+                    self.context.pixels(picture)
+            except ValueError as error:
+                raise ValueError(
+                    f"item {item!r}: {error} Replace the file, or leave its column image empty."
+                ) from error
+
     def prepare(self, train: Sequence[Encoded[Target]]) -> None:
         self._most_positives = max(len(e.target.items) for e in train)
+        self._check_pictures()
 
     def gather(self, encoded: Sequence[Encoded[Target]], rng: np.random.Generator) -> BatchTexts:
         """Of several positive items, each visit of an example draws one; the others are never negatives."""
@@ -169,7 +240,10 @@ class RetrievalTask(RankingTask):
 
     def _vectors(self, model: Network, batch: Batch, dropout: DropoutKeys | None) -> jax.Array:
         hidden = model.hidden(batch, dropout)
-        return model.head(hidden, batch.texts.segment_ids, max_segments(hidden.shape[1]))
+        segments = max_segments(hidden.shape[1])
+        if self._captions is not None:
+            return model.head(hidden, batch.texts.segment_ids, batch.images, segments)
+        return model.head(hidden, batch.texts.segment_ids, segments)
 
     def loss(self, model: Network, batch: Batch[ItemCandidates], inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         """Softmax cross-entropy of the positive item among the candidates.
@@ -227,8 +301,33 @@ class RetrievalTask(RankingTask):
     def item_vectors(self, predict: Predict) -> np.ndarray:
         return np.stack(predict(self.item_texts))
 
+    def looks_like(self, predict: Predict, picture: Picture, name: str) -> np.ndarray:
+        if self._captions is None:
+            return super().looks_like(predict, picture, name)
+        assert self.context.pixels is not None
+        try:
+            self.context.pixels(picture)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        member = predict.each[0]
+        (vector,) = member.once([image_alone(self._read_as(picture))])
+        return looks_like(vector, self._picture_vectors(member))
+
+    def _picture_vectors(self, predict: Predict) -> np.ndarray:
+        """float32 [items, size]: of the pictures alone, zeros for an item without one; kept for the last model."""
+        if self._known_pictures is None or self._known_pictures[0] is not predict:
+            there = [number for number, picture in enumerate(self._pictures) if picture is not None]
+            texts = [image_alone(self._read_as(each)) for each in self._pictures if each is not None]
+            vectors = np.zeros((len(self.catalogue), self.size or 0), np.float32)
+            if texts:
+                vectors[there] = np.stack(predict.once(texts))
+            self._known_pictures = predict, vectors
+        return self._known_pictures[1]
+
     def objectives(self, predict: Predict, encoded: Encoded[Target], choice: Choice) -> list[Objective]:
         """The score of an item (by default the best), less that of another; the items' vectors are constants."""
+        if self._captions is not None:
+            raise ValueError("explain explains words only, but this run reads pictures of its items.")
         vectors = self.item_vectors(predict)
 
         def best() -> int:

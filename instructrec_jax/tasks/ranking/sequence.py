@@ -1,11 +1,15 @@
 """Next-item recommendation: a history as a sequence of item vectors, prefixed with the instruction's vector.
 
 The frozen backbone (tune it before, as a dual encoder) encodes item texts and distinct instructions once, into the
-state's buffers (`refresh`). Training fits the head, a small causal transformer, by a softmax over the catalogue.
+state's buffers (`refresh`); a frozen network of images does so with the items' pictures. Training fits the head, a
+small causal transformer, by a softmax over the catalogue.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -23,8 +27,10 @@ from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Array, Batch, BatchTexts, PerToken, Rows, Text, Whole, end_to_end
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.media.picture import Picture
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
+from instructrec_jax.ranking.item_pictures import ItemPictures, PictureNetwork, looks_like, picture_folder
 from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
@@ -39,9 +45,14 @@ from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask, Target
 from instructrec_jax.tasks.texts import tokenize, with_default_prompt
 
+logger = logging.getLogger(__name__)
+
 Supervise = Literal["all", "last"]
 NextItemSoftmax = Literal["full", "sampled"]
+ColdItems = Literal["negatives", "left_out"]
 TABLES = (64, 1024)  # rows of the table of instruction vectors of a call: each size is compiled
+LEFT_OUT = -1e9  # added to the score of an item that is not in the softmax
+PICTURE_VECTORS = "picture_vectors"  # folder of the catalogue with vectors read before
 ONCE = 2**31  # steps between refreshes: only at the start, since the backbone is frozen
 
 
@@ -52,6 +63,10 @@ class SequenceConfig(RankingConfig):
 
     text: bool = True  # encode item texts and instructions with the backbone
     ids: bool = True  # learn a vector per item (new items have none)
+    pictures: str | None = (
+        None  # folder of the frozen network (CLIP, ViT ...) that reads the items' pictures; null: none
+    )
+    picture_folder: str = ""  # where paths of the catalogue's column `image` start; "": in the catalogue's folder
     hidden_size: int = 64  # hidden size of the head
     num_layers: int = 2  # layers of the head
     num_heads: int = 2  # attention heads of the head
@@ -60,6 +75,7 @@ class SequenceConfig(RankingConfig):
     supervise: Supervise = "all"  # train on every item of a history, or only on the positive item
     softmax: NextItemSoftmax = "full"  # softmax over the catalogue, or over sampled negatives
     negatives: int = 1024  # for sampled: items drawn by popularity, per batch
+    cold_items: ColdItems = "negatives"  # left_out: items of no training example are in no softmax, so not learned away
     pooling: Pooling | None = None  # pooling of the backbone; null: the checkpoint's declared pooling
 
     def build(self, context: TaskContext) -> "SequenceTask":
@@ -87,10 +103,12 @@ class NextItems:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class TextVectors:
-    """Vectors of texts for `predict`: of the items, and of the instructions (None: not needed), float32 [n, width]."""
+class InputVectors:
+    """Vectors for `predict`, float32 [n, width]: of the items' texts, of their pictures (None: the task reads none) and
+    of the instructions (None: not needed)."""
 
     items: Whole
+    pictures: Whole | None = None
     instructions: Whole | None = None
 
 
@@ -122,14 +140,38 @@ class SequenceTask(RankingTask):
                 f"data.max_length is {context.max_length}, but a sequence has task.history_limit + 1 = "
                 f"{config.history_limit + 1} positions: raise data.max_length or lower task.history_limit."
             )
-        if not (config.text or config.ids):
-            raise ValueError("task.text and task.ids are both false, so items would have no vectors: set one to true.")
+        if not (config.text or config.ids or config.pictures):
+            raise ValueError(
+                "task.text and task.ids are both false, so items would have no vectors: set one to true, or "
+                "task.pictures."
+            )
         self.couples_examples = config.softmax == "sampled"  # by the negatives of the batch
         self.freeze = ["^backbone/"] if config.text else []
         declared = read_pooling(context.folder).mode if config.text and context.folder is not None else None
         self.pooling: Any = config.pooling or declared
         self._instructions: dict[bytes, tuple[int, Text]] = {}  # training instructions: see `_numbered`
         self._text_vectors: np.ndarray | None = None
+        self._trained: np.ndarray | None = None  # bool [items]: in a training example; None: all count as such
+        self.pictures = None if config.pictures is None else self._item_pictures(config.pictures)
+
+    def _item_pictures(self, network: str) -> ItemPictures | None:
+        """None where no item has a picture: then all is as without them, bit by bit.
+
+        Raises ValueError for a catalogue without the column, and for an item that would have no vector.
+        """
+        config = self.config
+        folder = picture_folder(config.catalogue, config.picture_folder)
+        found = ItemPictures(PictureNetwork(network), self.catalogue, folder, Path(config.catalogue) / PICTURE_VECTORS)
+        own = np.arange(len(self.catalogue)) < (len(self.catalogue) - self.new_items if config.ids else 0)
+        if not config.text and len(lacking := np.flatnonzero(~found.there & ~own)):
+            raise ValueError(
+                f"item {self.catalogue.ids[lacking[0]]!r} has no picture (column image), and task.text is false, so it "
+                "would have no vector. Give it a picture, leave the item out, or set task.text to true."
+            )
+        if not found.there[: len(self.catalogue) - self.new_items].any():
+            logger.warning("no item of %s has a picture: task.pictures changes nothing.", config.catalogue)
+            return None
+        return found
 
     def model(self, source: Source) -> Model:
         if self.config.text and source.pooling.projection is not None:
@@ -146,6 +188,7 @@ class SequenceTask(RankingTask):
             num_heads=self.config.num_heads,
             max_length=self.config.history_limit + 1,
             dropout=self.config.dropout,
+            picture_size=0 if self.pictures is None else self.pictures.network.size,
         )
         head = NextItemHead(spec, rngs=source.rngs, dtype=source.dtype)
         return Model(source.backbone if self.config.text else None, head)
@@ -176,6 +219,10 @@ class SequenceTask(RankingTask):
 
     def prepare(self, train: Sequence[Encoded[SequenceTarget]]) -> None:
         self._instructions = _numbered(train)
+        if self.config.cold_items == "left_out":
+            self._trained = np.zeros(len(self.catalogue), bool)
+            for e in train:
+                self._trained[e.target.items] = self._trained[e.target.history] = True
 
     def _row(self, e: Encoded[SequenceTarget]) -> int:
         """The row of the example's instruction in the buffer."""
@@ -203,10 +250,30 @@ class SequenceTask(RankingTask):
             supervised[-1][-1] = 1
         sample = None
         if self.config.softmax == "sampled":
-            drawn = rng.choice(len(self.catalogue), self.config.negatives, p=self.popularity)
-            expected = np.log(self.config.negatives * self.popularity[drawn])
+            chances = self._chances
+            drawn = rng.choice(len(self.catalogue), self.config.negatives, p=chances)
+            expected = np.log(self.config.negatives * chances[drawn])
             sample = NegativeSample(drawn.astype(np.int32), expected.astype(np.float32))
         return BatchTexts(texts, NextItems(end_to_end(labels), end_to_end(supervised), sample))
+
+    @property
+    def _chances(self) -> np.ndarray:
+        """float64 [items]: the probability that an item is drawn as a negative."""
+        self._check_prepared()
+        chances = self.popularity if self._trained is None else self.popularity * self._trained
+        return chances / chances.sum() if self._trained is not None else chances
+
+    @property
+    def _leaves_out(self) -> bool:
+        """Whether the full softmax is without some items; the sampled one draws none of them."""
+        return self.config.cold_items == "left_out" and self.config.softmax == "full"
+
+    def _check_prepared(self) -> None:
+        if self.config.cold_items == "left_out" and self._trained is None:
+            raise ValueError(
+                "task.cold_items is left_out, which needs all training examples at the start: set streaming: false for "
+                "data.train, or leave task.cold_items out."
+            )
 
     # -------------------------------------------------------------- device
 
@@ -234,24 +301,27 @@ class SequenceTask(RankingTask):
         self, model: Network, batch: Batch[NextItems], inputs: LossInputs
     ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """Query vectors [rows, length, size], and the vectors and biases of all items."""
-        items, instructions = self._buffers(inputs)
-        table, bias = model.head.item_vectors(items)
-        return model.head(*batch.texts, items, instructions, inputs.dropout), table, bias
+        items, pictures, instructions = self._buffers(inputs)
+        table, bias = model.head.item_vectors(items, pictures=pictures)
+        if (left_out := inputs.buffers.get("left_out")) is not None:
+            bias = left_out if bias is None else bias + left_out
+        return model.head(*batch.texts, items, instructions, inputs.dropout, pictures), table, bias
 
-    def _buffers(self, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
-        nothing = jnp.zeros((len(self.catalogue), 0))
-        return inputs.buffers.get("item_texts", nothing), inputs.buffers.get("instruction_texts", nothing)
+    def _buffers(self, inputs: LossInputs) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+        """Vectors of the items' texts, of their pictures, and of the instructions."""
+        nothing, known = jnp.zeros((len(self.catalogue), 0)), inputs.buffers
+        return known.get("item_texts", nothing), known.get("item_pictures"), known.get("instruction_texts", nothing)
 
     def _sampled_logits(self, model: Network, batch: Batch[NextItems], inputs: LossInputs) -> jax.Array:
         """[rows, length, 1 + negatives], the positive item first."""
-        (items, instructions), sample = self._buffers(inputs), batch.own.sample
+        (items, pictures, instructions), sample = self._buffers(inputs), batch.own.sample
         assert sample is not None
 
         def logits(model: Network, rows: tuple[Rows, Array], keys: DropoutKeys | None) -> jax.Array:
             texts, labels = rows
-            positives, bias = model.head.item_vectors(items, labels)
-            others, others_bias = model.head.item_vectors(items, sample.items)
-            asked = model.head(*texts, items, instructions, keys)
+            positives, bias = model.head.item_vectors(items, labels, pictures)
+            others, others_bias = model.head.item_vectors(items, sample.items, pictures)
+            asked = model.head(*texts, items, instructions, keys, pictures)
             score = jnp.sum(asked * positives, -1, dtype=jnp.float32) + (0 if bias is None else bias)
             against = jnp.einsum("rld,nd->rln", asked, others, preferred_element_type=jnp.float32)
             against = against + (0 if others_bias is None else others_bias) - sample.log_expected
@@ -260,20 +330,21 @@ class SequenceTask(RankingTask):
 
         return in_microbatches(logits, model, (batch.texts, batch.own.labels), inputs)
 
-    def predict(self, model: Network, batch: Batch["TextVectors | None"]) -> jax.Array:
+    def predict(self, model: Network, batch: Batch["InputVectors | None"]) -> jax.Array:
         """float32 [rows, segments, ...], depending on the batch's arrays.
 
-        None: the backbone's unit vectors of texts. `TextVectors` of items: vector and bias of items. Also of
+        None: the backbone's unit vectors of texts. `InputVectors` of items: vector and bias of items. Also of
         instructions: query vector and 1 of histories, so that query · item is the score.
         """
         segments, most = batch.texts.segment_ids, max_segments(batch.texts.tokens.shape[1])
         if batch.own is None:
             return unit_length(pool_segments(model.hidden(batch), segments, self.pooling, most).astype(jnp.float32))
+        items, pictures = batch.own.items, batch.own.pictures
         if batch.own.instructions is None:
-            vectors, bias = model.head.item_vectors(batch.own.items, batch.texts.tokens)
+            vectors, bias = model.head.item_vectors(items, batch.texts.tokens, pictures)
             last = jnp.zeros(segments.shape) if bias is None else bias
         else:
-            vectors = model.head(*batch.texts, batch.own.items, batch.own.instructions)
+            vectors = model.head(*batch.texts, items, batch.own.instructions, item_pictures=pictures)
             last = jnp.ones(segments.shape)
         both = jnp.concatenate([vectors.astype(jnp.float32), last[..., None]], -1)
         return pool_segments(both, segments, "lasttoken", most)
@@ -281,26 +352,49 @@ class SequenceTask(RankingTask):
     # -------------------------------------------------------------- vectors
 
     def refresh(self, predict: Predict) -> dict[str, np.ndarray]:
+        pictures = self.picture_inputs
+        found = {} if pictures is None else {"item_pictures": pictures}
+        if self._leaves_out:
+            self._check_prepared()
+            assert self._trained is not None
+            found["left_out"] = np.where(self._trained, 0, LEFT_OUT).astype(np.float32)
         if not self.config.text:
-            return {}
+            return found
         texts = [text for _, text in self._instructions.values()]
         if not texts:
             raise ValueError(
                 "the task sequence needs all instructions at the start of training: set streaming: false for "
                 "data.train, or task.text: false."
             )
-        return {
-            "item_texts": self.text_vectors(predict),
-            "instruction_texts": self._instruction_vectors(predict, texts),
-        }
+        found["item_texts"] = self.text_vectors(predict)
+        return found | {"instruction_texts": self._instruction_vectors(predict, texts)}
 
     def buffer_shapes(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
-        if not self.config.text:
-            return {}
-        return {
-            "item_texts": (len(self.catalogue), hidden_size),
-            "instruction_texts": (len(self._instructions), hidden_size),
-        }
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self.config.text:
+            shapes["item_texts"] = (len(self.catalogue), hidden_size)
+            shapes["instruction_texts"] = (len(self._instructions), hidden_size)
+        if self.pictures is not None:
+            shapes["item_pictures"] = (len(self.catalogue), self.pictures.network.size)
+        if self._leaves_out:
+            shapes["left_out"] = (len(self.catalogue),)
+        return shapes
+
+    @cached_property
+    def picture_inputs(self) -> np.ndarray | None:
+        """float32 [items, picture size]: with mean 0 and standard deviation 1 over the items with pictures (without new
+        ones, as in training); zeros for an item without a picture. None: the task reads none."""
+        if self.pictures is None:
+            return None
+        vectors, there = self.pictures.vectors, self.pictures.there
+        known = vectors[np.flatnonzero(there[: len(there) - self.new_items])]
+        spread = known.std() or np.float32(1)  # 0: all pictures are alike
+        return np.where(there[:, None], (vectors - known.mean(0)) / spread, np.float32(0))
+
+    def looks_like(self, predict: Predict, picture: Picture, name: str) -> np.ndarray:
+        if self.pictures is None:
+            return super().looks_like(predict, picture, name)
+        return looks_like(self.pictures.of(picture, name), self.pictures.vectors)
 
     def text_vectors(self, predict: Predict) -> np.ndarray:
         """float32 [items, text size], with mean 0 and standard deviation 1; the backbone runs each text once."""
@@ -318,7 +412,7 @@ class SequenceTask(RankingTask):
 
     def item_vectors(self, predict: Predict) -> np.ndarray:
         numbers = [Text(np.array([item], np.int32)) for item in range(len(self.catalogue))]
-        return np.stack(predict(numbers, TextVectors(self.text_vectors(predict))))
+        return np.stack(predict(numbers, self.inputs(predict)))
 
     def query_vectors(self, predict: Predict, encoded: Sequence[Encoded[SequenceTarget]]) -> np.ndarray:
         most = TABLES[-1]
@@ -334,7 +428,11 @@ class SequenceTask(RankingTask):
             table[: len(vectors)] = vectors
         rows = [0 if (i := e.target.instruction) is None else asked[i.tokens.tobytes()][0] for e in encoded]
         sequences = [Text(np.append(np.int32(r), e.text.tokens[1:])) for r, e in zip(rows, encoded, strict=True)]
-        return np.stack(predict(sequences, TextVectors(self.text_vectors(predict), table)))
+        return np.stack(predict(sequences, self.inputs(predict, table)))
+
+    def inputs(self, predict: Predict, instructions: np.ndarray | None = None) -> InputVectors:
+        """Args: instructions: their vectors, float32 [n, width]; None: only items are asked for."""
+        return InputVectors(self.text_vectors(predict), self.picture_inputs, instructions)
 
 
 def _numbered(encoded: Sequence[Encoded[SequenceTarget]]) -> dict[bytes, tuple[int, Text]]:

@@ -8,16 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy
-from flax import nnx
 
 from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.losses import sigmoid_of_pairs, softmax_of_pairs
 from instructrec_jax.adapters.pair_head import PairHead, start_for_sigmoid
-from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.image_text import ImageText
 from instructrec_jax.backbones.layers import DropoutKeys
-from instructrec_jax.backbones.reading import build_backbone
-from instructrec_jax.backbones.tensor_names import abstract_module
 from instructrec_jax.data.batch import Batch, BatchTexts, PerExample, Text, TextNumbers
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
@@ -38,13 +34,13 @@ from instructrec_jax.tasks.base import (
     in_microbatches,
     name_of,
 )
+from instructrec_jax.tasks.captions import Captions, beside_image
 from instructrec_jax.tasks.encoded_store import chosen
 from instructrec_jax.tasks.images import read_images
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.scores import Scores
 from instructrec_jax.tasks.text.nearest_pairs import compared, shown_pairs
 from instructrec_jax.tasks.text.option_scoring import Options, choices, option_scores
-from instructrec_jax.tasks.texts import tokenize
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 ContrastiveLoss = Literal["auto", "softmax", "sigmoid"]
@@ -117,15 +113,9 @@ class ContrastiveTask(Task):
         _check(config)
         self.config, self.context, self.labels = config, context, config.labels
         self.metric = "accuracy" if config.labels else "caption@1"
-        self.spec = _network(context).spec
+        self._captions = Captions.of(context)
+        self.spec = self._captions.spec
         self.is_sigmoid = config.loss == "sigmoid" or (config.loss == "auto" and self.spec.logit_bias)
-        longest = self.spec.num_positions
-        if self.spec.end_id == -1 and context.max_length != longest + 1:
-            raise ValueError(
-                f"data.max_length is {context.max_length}, but this network reads captions padded to {longest} tokens, "
-                f"with one more for the image: set it to {longest + 1}."
-            )
-        self._captions_context = replace(context, max_length=context.max_length - 1)
 
     def model(self, source: Source) -> Model:
         backbone = source.backbone
@@ -173,24 +163,7 @@ class ContrastiveTask(Task):
 
     def captions(self, captions: Sequence[str], names: Sequence[str]) -> list[Text | None]:
         """Captions, which errors call by their `names`, as the text network reads them; None: dropped as too long."""
-        texts = tokenize(captions, names, self._captions_context)
-        return [text and self._ended(text, name) for text, name in zip(texts, names, strict=True)]
-
-    def _ended(self, text: Text, name: str) -> Text:
-        """The text as its vector is read: padded (SigLIP), or with its only end token last (CLIP)."""
-        tokens = text.tokens
-        if self.spec.end_id == -1:
-            pad = self.context.tokenizer.pad_token_id
-            if pad is None:
-                raise ValueError("the tokenizer has no pad_token, but this network reads padded captions.")
-            return Text(np.pad(tokens, (0, self.spec.num_positions - len(tokens)), constant_values=pad))
-        end = int(tokens.max()) if self.spec.end_id is None else self.spec.end_id
-        if np.flatnonzero(tokens == end).tolist() != [len(tokens) - 1]:
-            raise ValueError(
-                f"{name} should have the token {end}, which ends a text (eos_token_id in config.json), once, at its "
-                f"end, but its tokens are {tokens.tolist()[:20]}: does the tokenizer belong to the network?"
-            )
-        return Text(tokens)
+        return self._captions.tokens(captions, names)
 
     def gather(self, encoded: Sequence[Encoded[PairTarget]], rng: np.random.Generator) -> BatchTexts:
         def numbers(values: list[str]) -> np.ndarray:
@@ -310,22 +283,6 @@ def _check(config: ContrastiveConfig) -> None:
         raise ValueError(f"task.labels should list at least two different label names, but is {config.labels}.")
     if not config.templates or not all(SLOT in each for each in config.templates):
         raise ValueError(f"task.templates should be captions with {SLOT} in them, but are {config.templates}.")
-
-
-def _network(context: TaskContext) -> ImageText:
-    """The network of the context's folder, without values."""
-    assert context.folder is not None
-    config = read_config(context.folder, images=True)
-    network = abstract_module(lambda key: build_backbone(config, rngs=nnx.Rngs(params=key)))
-    assert isinstance(network, ImageText)
-    return network
-
-
-def beside_image(caption: Text, images: TextImages) -> Text:
-    """A caption and the token of its image."""
-    places = np.concatenate([np.full(len(caption.tokens), -1, np.int32), images.places])
-    tokens = np.concatenate([caption.tokens, np.zeros(len(images.places), np.int32)])
-    return Text(tokens, images=replace(images, places=places))
 
 
 # ---------------------------------------------------------------- retrieval
