@@ -2,18 +2,20 @@
 
     generate RUN --prompt TEXT                   an answer on the terminal, token by token
     generate LLAVA_FOLDER --image FILE --prompt TEXT   the same about a picture
+    generate RUN --task image --prompt TEXT --out a.png   a picture of it; with --input, a grid
     generate HF_FOLDER --input FILE --out FILE   an answer per record: {"prompt": ...}, or instruction, input, messages
 
 Prompts are rendered with the run's template, as in training; --raw turns this off. Decoding is greedy without
 --temperature.
 """
 
-import dataclasses
 import json
 import sys
 from contextlib import nullcontext
+from dataclasses import fields
 
 from instructrec_jax.answering.arguments import generate_parser, new_file, parse_with_settings
+from instructrec_jax.answering.drawing import draw_file
 from instructrec_jax.answering.language_model import LanguageModel, answer_shares, read_prompts
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.files import write_jsonl
@@ -24,10 +26,11 @@ from instructrec_jax.runs.config import main_guard
 
 def main(args: list[str]) -> None:
     options, rest = parse_with_settings(generate_parser(__doc__), args)
-    names = {entry.name for entry in dataclasses.fields(GenerationConfig)}
-    values = {name: getattr(options, name) for name in names} | {"stop": tuple(options.stop)}
-    config = GenerationConfig(**values)
     new_file(options.out)
+    if options.task == "image":
+        draw_file(options, {arg[2:].partition("=")[0] for arg in args if arg.startswith("--")}, rest)
+        return
+    config = GenerationConfig(**{entry.name: getattr(options, entry.name) for entry in fields(GenerationConfig)})
     catalogue = None if options.catalogue is None else Catalogue.load(options.catalogue)
     if options.image and options.prompt is None:
         raise ValueError("--image is for --prompt: records with pictures are not read yet.")

@@ -1,24 +1,33 @@
 """What tasks predict for an example: one answer each, in the form of the task.
 
 Every answer has a record, whose `prediction` is the answer itself: a label, labels, a number, one tag per word, a text,
-or item ids. `predictions.jsonl` of an evaluation has the same records, beside the references.
+item ids, codes, or a picture (a data URI). `predictions.jsonl` of an evaluation has the same records, beside the
+references.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, Protocol, TypeAlias, TypedDict
 
+import numpy as np
+
+from instructrec_jax.data.media.drawing import data_uri
+
 CaseRecord: TypeAlias = Mapping[str, Any]
 """One case of an evaluation, as in predictions.jsonl: a JSON object, whose fields depend on the task."""
 
 
 class ShownOutput(TypedDict):
-    """One answer of a `Shown`: its text and score; the metric that the score is; why a ranking has it."""
+    """One answer of a `Shown`: its text and score; the metric that the score is; why a ranking has it; its picture.
+
+    A picture is a data URI.
+    """
 
     text: str
     score: float
     measure: NotRequired[str]
     why: NotRequired[str]
+    picture: NotRequired[str]
 
 
 class Shown(TypedDict):
@@ -29,6 +38,7 @@ class Shown(TypedDict):
       answers: the best answers, or the only one.
       asked, wanted_why: of rankings: the facts that the instruction asks for, and those that the target matches.
       group: the group of cases, where an evaluation has several.
+      wanted_picture: the target's picture, a data URI.
     """
 
     instruction: str
@@ -37,6 +47,7 @@ class Shown(TypedDict):
     asked: NotRequired[list[str]]
     wanted_why: NotRequired[str]
     group: NotRequired[str]
+    wanted_picture: NotRequired[str]
 
 
 class Answer(Protocol):
@@ -130,6 +141,32 @@ class TextAnswer:
     def to_record(self) -> dict[str, object]:
         scored = {} if self.log_probability is None else {"log_probability": self.log_probability}
         return {"prediction": self.text, **scored}
+
+
+@dataclass(frozen=True)
+class CodesAnswer:
+    """An image as the indices of its codes, from left to right and from top to bottom."""
+
+    codes: tuple[int, ...]
+
+    def to_record(self) -> dict[str, object]:
+        return {"prediction": list(self.codes)}
+
+
+@dataclass(frozen=True)
+class ImageAnswer:
+    """A drawn picture.
+
+    Attributes:
+      values: from 0 to 255, float64 [height, width, channels].
+      log_probability: Σ log p of its codes, given the prompt.
+    """
+
+    values: np.ndarray
+    log_probability: float
+
+    def to_record(self) -> dict[str, object]:
+        return {"prediction": data_uri(self.values), "log_probability": self.log_probability}
 
 
 @dataclass(frozen=True)
