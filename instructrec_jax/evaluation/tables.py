@@ -88,6 +88,7 @@ class ShownExample(TypedDict):
     group: NotRequired[str | None]
     asked: NotRequired[list[str] | None]
     wanted_why: NotRequired[str | None]
+    wanted_picture: NotRequired[str | None]
 
 
 class Skipped(TypedDict):

@@ -104,7 +104,9 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
     family = family_of(network)
     if compares:
         check_pair(config, folder, network.model_type, family.kind)
-    if config.task.reads_images and (family.kind == TOKENIZER) != config.task.draws_images:
+    if (config.task.reads_images or family.kind == TOKENIZER) and (
+        (family.kind == TOKENIZER) != config.task.draws_images
+    ):
         needs = "an image tokenizer (fsq_tokenizer)" if config.task.draws_images else "a network that reads images"
         raise ValueError(
             f"task.type {config.task.name} needs {needs}, but {folder} holds another one (model_type "

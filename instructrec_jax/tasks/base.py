@@ -71,6 +71,7 @@ class TaskConfig(draccus.ChoiceRegistry):
     answers_are_text: ClassVar[bool] = False  # whether a language model writes the answers, as text
     reads_images: ClassVar[bool] = False  # whether the task can read images or sounds, with a network of these alone
     draws_images: ClassVar[bool] = False  # whether it draws the images that it reads, with an image tokenizer
+    draws_texts: ClassVar[bool] = False  # whether it draws what a text says
     compares_images: ClassVar[bool] = False  # whether the task needs an image network and a text network (CLIP)
     reads_sounds: ClassVar[bool] = False  # whether the task writes what it hears, with an encoder–decoder that hears
     asks_about_images: ClassVar[bool] = False  # whether it reads images between words, with a decoder that does

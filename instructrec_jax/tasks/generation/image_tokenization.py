@@ -108,7 +108,7 @@ class ImageTokenizationTask(Task):
         """PSNR (dB), the mean over images, and the share of all codes that occur in any of them."""
         codes, ratios = [], []
         for e, output in predict.over(encoded):
-            codes.append(self._codes(output))
+            codes.append(list(self._codes(output)))
             ratios.append(psnr(self.values(self._pixels(output)), self.values(self._image(e))))
         found = self._scores(encoded, np.array(ratios), codes)
         used = len(set().union(*codes)) / self.spec.code_count

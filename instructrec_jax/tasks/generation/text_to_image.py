@@ -43,6 +43,7 @@ class TextToImageConfig(LanguageModelConfig):
 
     answers_are_text: ClassVar[bool] = False
     asks_about_images: ClassVar[bool] = False
+    draws_texts: ClassVar[bool] = True
     template: TemplateName = "plain"  # how a prompt is written; plain: the instruction alone
     tokenizer: str = (
         ""  # folder of an image tokenizer; "": the copy in the backbone's folder, as a run or export has it
