@@ -34,7 +34,7 @@ SIDE = 32  # pixels that the network sees
 STYLES = {"twitter": ("train", "new_concepts"), "google": ("new_style", "new_both")}  # seen concepts, new ones
 SHARE = 0.8  # of concepts that are seen
 DRAWN = 30  # pixels of a drawn picture
-LEVELS = [4, 4, 4, 4, 4]  # of the numbers of its codes
+LEVELS = [3, 3, 3, 3, 3, 3]  # of the numbers of its codes
 COPIES = 4  # changed copies of each training picture, because training does not change pictures itself
 
 
