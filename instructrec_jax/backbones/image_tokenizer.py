@@ -173,10 +173,8 @@ def spec_of(config: PretrainedConfig) -> TokenizerSpec:
     """The sizes in a config. Raises ValueError for missing and impossible ones."""
     where = f"config.json of this {config.model_type} model"
     levels = getattr(config, "levels", None)
-    if not isinstance(levels, list) or not levels or not all(type(one) is int and one >= 2 for one in levels):
-        raise ValueError(
-            f"{where} has levels={levels!r}, but must list whole numbers of at least 2, such as [8, 5, 5]."
-        )
+    if not isinstance(levels, list) or not levels or not all(type(one) is int and one >= 3 for one in levels):
+        raise ValueError(f"{where} has levels={levels!r}, but must list numbers of at least 3, such as [8, 5, 5].")
     if prod(levels) > MOST_CODES:
         raise ValueError(f"{where} has levels={levels}, which are {prod(levels):,} codes: choose fewer or lower ones.")
     sizes = {name: getattr(config, name, None) for name in ("hidden_size", "num_hidden_layers", "num_channels")}

@@ -15,10 +15,10 @@ MARGIN = 1e-3  # keeps bounded numbers inside the outermost levels: rounding nev
 
 
 def bounded(x: jax.Array, levels: Sequence[int]) -> jax.Array:
-    """x float [..., d] into the range of each number's levels, before rounding; 0 stays 0.
+    """x float [..., d] into the range of each number's levels, at least 3, before rounding; 0 stays 0.
 
     tanh(x + s) · h − o, with h = (L − 1)(1 − `MARGIN`) / 2, o = 1/2 for an even number L of levels and 0 for an odd
-    one, and s = artanh(o / h): the paper's section 3 and appendix A.1, whose code takes tan for artanh.
+    one, and s = artanh(o / h): the paper's section 3 (the code in its appendix takes tan for artanh).
     """
     counts = np.asarray(levels)
     half = (counts - 1) * (1 - MARGIN) / 2
