@@ -45,7 +45,7 @@ def test_scores_are_of_the_pixels_that_codes_stand_for(drawing: dict[str, Path])
     mesh = make_mesh(config.mesh)
     model = load_model(config, task, drawing["fsq"], mesh)
     predict = predictor(task, model.graphdef, mesh, (8,))(model.params)
-    encoded = task.encode([drawn(Example(), n, "image_tokenization") for n in range(5)])
+    encoded = task.encode([drawn(Example(instruction=""), n, "image_tokenization") for n in range(5)])
     found = task.score(predict, encoded)
     network = model.network.backbone
     pixels = np.stack([task.read(e.example.images[0]) for e in encoded])
@@ -63,11 +63,11 @@ def test_scores_are_of_the_pixels_that_codes_stand_for(drawing: dict[str, Path])
 
 def test_what_is_no_single_image_is_named(drawing: dict[str, Path]) -> None:
     task: Any = open_task(config_of(ImageTokenizationConfig()), drawing["fsq"])
-    good = drawn(Example(), 0, "image_tokenization")
+    good = drawn(Example(instruction=""), 0, "image_tokenization")
     two = replace(good, images=(*good.images, picture(png(1))))
     for example, said in (
         (two, "it has 2 images, but one is drawn"),
-        (Example(), "it has no picture"),
+        (Example(instruction=""), "it has no picture"),
         (replace(good, instruction="a cat"), "it has the words 'a cat'"),
         (replace(good, images=(picture(b"no file"),)), "example 1"),
     ):
