@@ -34,7 +34,7 @@ SIDE = 32  # pixels that the network sees
 STYLES = {"twitter": ("train", "new_concepts"), "google": ("new_style", "new_both")}  # seen concepts, new ones
 SHARE = 0.8  # of concepts that are seen
 DRAWN = 30  # pixels of a drawn picture
-LEVELS = [3, 3, 3, 3, 3, 3]  # of the numbers of its codes
+LEVELS = [4, 4, 4, 4, 4]  # of the numbers of its codes
 COPIES = 4  # changed copies of each training picture, because training does not change pictures itself
 
 
@@ -167,10 +167,10 @@ def write_drawing(out: Path, captions: list[str]) -> None:
     tokenizer.save_pretrained(folder)
     transformers.LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=192,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        intermediate_size=512,
+        hidden_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=384,
         max_position_embeddings=192,
         tie_word_embeddings=True,
         pad_token_id=0,
