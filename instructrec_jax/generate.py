@@ -13,6 +13,7 @@ import json
 import sys
 from contextlib import nullcontext
 from dataclasses import fields
+from functools import partial
 
 from instructrec_jax.answering.arguments import generate_parser, new_file, parse_with_settings
 from instructrec_jax.answering.drawing import draw_file
@@ -28,8 +29,9 @@ def main(args: list[str]) -> None:
     options, rest = parse_with_settings(generate_parser(__doc__), args)
     new_file(options.out)
     if options.task == "image":
-        draw_file(options, {arg[2:].partition("=")[0] for arg in args if arg.startswith("--")}, rest)
-        return
+        return draw_file(options, args, rest)
+    if options.samples != 1:
+        raise ValueError("--samples is for --task image: leave it out.")
     config = GenerationConfig(**{entry.name: getattr(options, entry.name) for entry in fields(GenerationConfig)})
     catalogue = None if options.catalogue is None else Catalogue.load(options.catalogue)
     if options.image and options.prompt is None:
@@ -44,10 +46,7 @@ def main(args: list[str]) -> None:
     if model.recommended:
         listed = ", ".join(f"{name} {value}" for name, value in model.recommended.items())
         print(f"note: generation_config.json recommends {listed}; only command-line options apply.", file=sys.stderr)
-
-    def show(piece: str) -> None:
-        print(piece, end="", flush=True)
-
+    show = partial(print, end="", flush=True)
     has_bar = streams or sys.stderr.isatty()
     with nullcontext() if has_bar else heartbeat(f"answering {len(prompts):,} prompts"):
         answers = model.generate(
@@ -61,10 +60,7 @@ def main(args: list[str]) -> None:
         )
     if streams:
         print()
-    written = [
-        record | {"generated": answer.text, "finish": answer.finish}
-        for record, answer in zip(records, answers, strict=True)
-    ]
+    written = [r | {"generated": a.text, "finish": a.finish} for r, a in zip(records, answers, strict=True)]
     if catalogue is not None:
         shares = answer_shares(catalogue, written)
         told = ", ".join(f"{what} {share:.1%}" for what, share in shares.items())

@@ -215,7 +215,7 @@ def generate_parser(doc: str) -> argparse.ArgumentParser:
         "--input", type=input_file, help='file of records with "prompt", or instruction, input, messages'
     )
     add = parser.add_argument
-    add("--task", choices=("text", "image"), default="text", help="image: draw, with a text_to_image run")
+    add("--task", choices=("text", "image"), default="text", help="image: of a text_to_image run (default: text)")
     out = 'JSONL file for the records with "generated" and "finish"; default: stdout. Of --task image: a .png or .jpg'
     add("--out", type=Path, help=out)
     add("--samples", type=int, default=1, metavar="N", help="pictures of each prompt, in one grid (default: 1)")

@@ -58,13 +58,14 @@ class Drawer:
         return self.task.codec.draw([self.task.codes_in(each.text) for each in written])
 
 
-def draw_file(options: argparse.Namespace, given: set[str], settings: Sequence[str]) -> None:
+def draw_file(options: argparse.Namespace, args: Sequence[str], settings: Sequence[str]) -> None:
     """Draws what the options of `generate` say, into one picture.
 
     Args:
-      given: names of the options on the command line; the others are those of the run's evaluations.
+      args: the command line; what it does not name is that of the run's evaluations.
       settings: of train, that override the run's.
     """
+    given = {arg[2:].partition("=")[0] for arg in args if arg.startswith("--")}
     check_options(options, given)
     prompts: list[str | Example] = [options.prompt]
     if options.input is not None:
