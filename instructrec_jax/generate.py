@@ -2,18 +2,21 @@
 
     generate RUN --prompt TEXT                   an answer on the terminal, token by token
     generate RUN --image FILE --prompt TEXT      the same about a picture, with a network that reads pictures
+    generate RUN --task image --prompt TEXT --out a.png   a picture of it; with --input, a grid
     generate HF_FOLDER --input FILE --out FILE   an answer per record: {"prompt": ...}, or instruction, input, messages
 
 Prompts are rendered with the run's template, as in training; --raw turns this off. Decoding is greedy without
 --temperature.
 """
 
-import dataclasses
 import json
 import sys
 from contextlib import nullcontext
+from dataclasses import fields
+from functools import partial
 
 from instructrec_jax.answering.arguments import generate_parser, new_file, parse_with_settings
+from instructrec_jax.answering.drawing import draw_file
 from instructrec_jax.answering.language_model import LanguageModel, Prompts, answer_shares, read_prompts, without_bytes
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.files import write_jsonl
@@ -24,10 +27,12 @@ from instructrec_jax.runs.config import main_guard
 
 def main(args: list[str]) -> None:
     options, rest = parse_with_settings(generate_parser(__doc__), args)
-    names = {entry.name for entry in dataclasses.fields(GenerationConfig)}
-    values = {name: getattr(options, name) for name in names} | {"stop": tuple(options.stop)}
-    config = GenerationConfig(**values)
     new_file(options.out)
+    if options.task == "image":
+        return draw_file(options, args, rest)
+    if options.samples != 1:
+        raise ValueError("--samples is for --task image: leave it out.")
+    config = GenerationConfig(**{entry.name: getattr(options, entry.name) for entry in fields(GenerationConfig)})
     catalogue = None if options.catalogue is None else Catalogue.load(options.catalogue)
     if options.image and options.prompt is None:
         raise ValueError("--image is for --prompt: a record names its pictures in the column image, or images.")
@@ -41,10 +46,7 @@ def main(args: list[str]) -> None:
     if model.recommended:
         listed = ", ".join(f"{name} {value}" for name, value in model.recommended.items())
         print(f"note: generation_config.json recommends {listed}; only command-line options apply.", file=sys.stderr)
-
-    def show(piece: str) -> None:
-        print(piece, end="", flush=True)
-
+    show = partial(print, end="", flush=True)
     has_bar = streams or sys.stderr.isatty()
     with nullcontext() if has_bar else heartbeat(f"answering {len(asked.prompts):,} prompts"):
         answers = model.generate(
@@ -58,10 +60,8 @@ def main(args: list[str]) -> None:
         )
     if streams:
         print()
-    written = [
-        without_bytes(record) | {"generated": answer.text, "finish": answer.finish}
-        for record, answer in zip(asked.records, answers, strict=True)
-    ]
+    pairs = zip(asked.records, answers, strict=True)
+    written = [without_bytes(record) | {"generated": a.text, "finish": a.finish} for record, a in pairs]
     if catalogue is not None:
         shares = answer_shares(catalogue, written)
         told = ", ".join(f"{what} {share:.1%}" for what, share in shares.items())

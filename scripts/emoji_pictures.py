@@ -10,6 +10,9 @@ in `new_style.jsonl`, in that of Google; the others are in `new_concepts.jsonl` 
 (Google's), and no training sees their names. `train_copies.jsonl` has each training picture and four copies of it,
 turned, shifted, resized and in other colors at random. The tokenizer's vocabulary is that of the training captions.
 
+For runs that draw (docs/images.md) it also writes `image_tokenizer/`, and `generator/`, a small Llama with a token for
+each code of an image; both without weights.
+
 `--baselines` prints recall@1 and @5 of names for pictures, with 95% intervals (2,000 bootstrap samples of pictures):
 the names of the training pictures nearest in pixels, or in a histogram of 64 colors. Names that no training picture has
 are ranked by the words that they share with the name of the nearest one; ties count as in a random order.
@@ -22,6 +25,7 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -29,6 +33,8 @@ from PIL import Image
 SIDE = 32  # pixels that the network sees
 STYLES = {"twitter": ("train", "new_concepts"), "google": ("new_style", "new_both")}  # seen concepts, new ones
 SHARE = 0.8  # of concepts that are seen
+DRAWN = 30  # pixels of a drawn picture
+LEVELS = [4, 4, 4, 4, 4]  # of the numbers of its codes
 COPIES = 4  # changed copies of each training picture, because training does not change pictures itself
 
 
@@ -40,7 +46,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.archives:
         write_pictures(options.archives, options.out)
-        write_network(options.out / "network", [row["caption"] for row in rows_of(options.out, "train")])
+        captions = [row["caption"] for row in rows_of(options.out, "train")]
+        write_network(options.out / "network", captions)
+        write_drawing(options.out, captions)
     if options.baselines:
         measure_baselines(options.out)
 
@@ -138,6 +146,51 @@ def write_network(folder: Path, captions: list[str]) -> None:
     side = dict(height=SIDE, width=SIDE)
     processor = dict(image_processor_type="CLIPImageProcessor", size=side, do_center_crop=False, do_convert_rgb=True)
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+
+
+def write_drawing(out: Path, captions: list[str]) -> None:
+    """A tokenizer of images, and a Llama that writes its codes; both without weights."""
+    folder = out / "image_tokenizer"
+    folder.mkdir(exist_ok=True)
+    sizes = dict(image_size=DRAWN, patch_size=3, num_channels=3, hidden_size=64, num_hidden_layers=2, levels=LEVELS)
+    (folder / "config.json").write_text(json.dumps(dict(model_type="fsq_tokenizer") | sizes, indent=2))
+    side = dict(height=DRAWN, width=DRAWN)
+    processor = dict(image_processor_type="ViTImageProcessor", size=side, do_convert_rgb=True, resample=3)
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
+
+    import transformers
+
+    folder, special = out / "generator", ["<pad>", "<end>"]
+    core = byte_level_bpe(captions, special, 1000)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>")
+    tokenizer.add_tokens([f"<code_{code}>" for code in range(int(np.prod(LEVELS)))])
+    tokenizer.save_pretrained(folder)
+    transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=384,
+        max_position_embeddings=192,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(folder)
+
+
+def byte_level_bpe(texts: list[str], special: list[str], size: int) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator(texts, trainer)
+    return core
 
 
 # ---------------------------------------------------------------- baselines

@@ -26,7 +26,7 @@ import pytest
 import torch
 import transformers
 from flax import nnx
-from tiny_pictures import image_network, pair_network
+from tiny_pictures import drawing_network, image_network, image_tokenizer, pair_network
 from tiny_sounds import whisper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast
@@ -219,6 +219,16 @@ def seeing(language_models: dict[str, Path], tmp_path_factory: pytest.TempPathFa
     from tiny_networks import READERS, seeing_network
 
     return {kind: seeing_network(kind, tmp_path_factory.mktemp(kind), language_models["llama"]) for kind in READERS}
+
+
+@pytest.fixture(scope="session")
+def drawing(language_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny image tokenizer, "fsq", and language models that write its codes, "draw llama" and "draw t5" -> folder."""
+    folders = {
+        f"draw {kind}": drawing_network(tmp_path_factory.mktemp(kind), language_models[kind])
+        for kind in ("llama", "t5")
+    }
+    return folders | {"fsq": image_tokenizer(tmp_path_factory.mktemp("fsq"))}
 
 
 @pytest.fixture(scope="session")

@@ -105,6 +105,9 @@ CASES = {
     "translation": Case("llama"),
     "language_model_ranking": Case("llama"),
     "language_model_ranking, yes_no": Case("llama", {"form": "yes_no", "negatives": 2}),
+    "image_tokenization": Case("fsq", beside=False, mesh=(8, 1, 1)),
+    "text_to_image": Case("draw llama", {"blank_prompts": 0.5}, beside=False, mesh=(2, 1, 1, 4)),
+    "text_to_image, encoder–decoder": Case("draw t5", {"blank_prompts": 0.5}, beside=False),
     "multitask": Case("bert", beside=False),
 }
 # With -m slow only: tasks whose methods are those of another one, and cases that differ in the step alone.
@@ -131,6 +134,7 @@ def networks(
     hearing: Path,
     pair_networks: dict[str, Path],
     seeing: dict[str, Path],
+    drawing: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[tuple[str, bool], Path]:
     """(network, whether it has dropout) -> folder."""
@@ -141,6 +145,7 @@ def networks(
         **image_networks,
         **pair_networks,
         **seeing,
+        **drawing,
         "whisper": hearing,
     }.items():
         silent = tmp_path_factory.mktemp(f"silent-{name}")
@@ -172,6 +177,8 @@ class Built:
 def examples_of(name: str, task: str = "") -> list[Example]:
     kind, _, network = name.partition(", ")
     made = [replace(e, task=task or e.task) for e in examples(kind, COUNT)]
+    if kind in ("image_tokenization", "text_to_image"):
+        return [drawn(e, n, kind) for n, e in enumerate(made)]
     if kind == "contrastive":
         return paired(made, network == "labels")
     if CASES.get(name, Case(network)).network == "whisper":
@@ -195,6 +202,12 @@ def paired(made: list[Example], labels: bool) -> list[Example]:
         replace(e, instruction="", output=each, candidates=candidates, images=(picture(png(n % (len(made) - 1))),))
         for n, (e, each) in enumerate(zip(made, kept, strict=True))
     ]
+
+
+def drawn(example: Example, number: int, kind: str = "text_to_image") -> Example:
+    """A picture in place of the answer; with image_tokenization, of the words, too."""
+    asked = example.instruction if kind == "text_to_image" else ""
+    return replace(example, instruction=asked, output=None, images=(picture(png(number)),))
 
 
 def illustrated(example: Example, number: int) -> Example:

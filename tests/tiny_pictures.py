@@ -65,6 +65,43 @@ def pair_network(kind: str, folder: Path, tokenizer: Any, positions: int = 127) 
     return folder
 
 
+CODES = [4, 4]  # levels of the numbers of a code: with the words' tokens, eight devices can split the vocabulary
+
+
+def image_tokenizer(folder: Path, **changes: Any) -> Path:
+    """A tiny random image tokenizer: pictures of 16 pixels as four codes."""
+    from flax import nnx
+
+    from instructrec_jax.backbones.folder import read_config
+    from instructrec_jax.backbones.reading import build_backbone
+    from instructrec_jax.backbones.writing import save_pretrained
+
+    sizes = dict(image_size=16, patch_size=8, num_channels=3, hidden_size=16, num_hidden_layers=2, levels=CODES)
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(dict(model_type="fsq_tokenizer") | sizes | changes))
+    config = read_config(folder, images=True)
+    save_pretrained(folder, build_backbone(config, rngs=nnx.Rngs(0)), config)
+    side = dict(height=config.image_size, width=config.image_size)
+    processor = dict(image_processor_type="ViTImageProcessor", do_convert_rgb=True, size=side)
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+def drawing_network(folder: Path, words: Path) -> Path:
+    """The language model of a folder, with tokens for the codes of an image tokenizer that lies inside."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(words)
+    tokenizer.add_tokens([f"<code_{n}>" for n in range(int(np.prod(CODES)))])
+    config = transformers.AutoConfig.from_pretrained(words)
+    kind = getattr(transformers, config.architectures[0])
+    torch.manual_seed(0)
+    model = kind.from_pretrained(words)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    image_tokenizer(folder / "image_tokenizer")
+    return folder
+
+
 def tar(file: Path, content: dict[str, bytes]) -> Path:
     with tarfile.open(file, "w") as opened:
         for name, data in content.items():

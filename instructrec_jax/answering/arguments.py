@@ -229,7 +229,10 @@ def generate_parser(doc: str) -> argparse.ArgumentParser:
         "--input", type=input_file, help='file of records with "prompt", or instruction, input, messages; and image'
     )
     add = parser.add_argument
-    add("--out", type=Path, help='JSONL file for the records with "generated" and "finish"; default: stdout')
+    add("--task", choices=("text", "image"), default="text", help="image: of a text_to_image run (default: text)")
+    out = 'JSONL file for the records with "generated" and "finish"; default: stdout. Of --task image: a .png or .jpg'
+    add("--out", type=Path, help=out)
+    add("--samples", type=int, default=1, metavar="N", help="pictures of each prompt, in one grid (default: 1)")
     add("--catalogue", type=Path, help="prepared folder: report the share of named items that are unknown or seen")
     picture = "picture beside --prompt (repeatable), for networks that read pictures"
     add("--image", type=input_file, action="append", default=[], metavar="FILE", help=picture)

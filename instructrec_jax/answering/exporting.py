@@ -25,6 +25,7 @@ from instructrec_jax.answering.formats.other_runtimes import (
     stored_codes,
     write_compressed_tensors,
 )
+from instructrec_jax.backbones import image_tokenizer
 from instructrec_jax.backbones.folder import family_of, find_folder
 from instructrec_jax.backbones.sentence_vectors import write_sentence_modules
 from instructrec_jax.backbones.writing import save_pretrained
@@ -155,6 +156,8 @@ def opening(format: str, folder: Path, head: nnx.Module | None, network: str = "
         return [f'`orbax.checkpoint.StandardCheckpointer().restore(Path("{folder.name}/params").absolute())` opens it.']
     if format == "peft":
         uses = [f'`peft.PeftModel.from_pretrained(base_model, "{folder.name}")` opens it.']
+    elif network == image_tokenizer.FAMILY.base_class:
+        uses = ["`task.tokenizer` of a text_to_image run names it. transformers has no such network."]
     else:
         uses = [f'`transformers.{network}.from_pretrained("{folder.name}")` opens it.']
     if format == "hf" and isinstance(head, RetrievalHead):

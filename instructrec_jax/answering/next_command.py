@@ -32,6 +32,8 @@ def next_command(run: Run, cases: Sequence[Encoded] = ()) -> str:
         return f"{PYTHON}export {path} --format hf --out exported"
     if run.config.task.answers_are_text and (asked := _prompt(cases)):
         return f"{PYTHON}generate {path} {asked}"
+    if run.task.writes and run.task.learns_images and (text := _instruction(cases)):
+        return f"{PYTHON}generate {path} --task image --prompt {shlex.quote(text)} --out picture.png"
     sources = (*run.config.data.test, *run.config.data.validation, *run.config.data.train)
     there = (source.path for source in sources if source.kind == "file")
     files = [path for path in there if is_url(path) or Path(path).is_file()]

@@ -134,7 +134,8 @@ class Head:
     architecture: str | None = None  # the whole class name, if it is not the base class's name with the suffix
 
 
-WORDLESS = ("image", "sound")  # kinds of networks that read no words
+TOKENIZER = "image_tokenizer"  # the kind of a network that makes codes of images
+WORDLESS = ("image", "sound", TOKENIZER)  # kinds of networks that read no words
 PAIR = "image_text"  # the kind of an image network and a text network side by side
 
 
@@ -152,7 +153,8 @@ class Family:
         pooling: default pooling for sentence vectors.
         base_class: HuggingFace's class name of the bare network.
         kind: "encoder", "decoder" or "encoder_decoder"; "image" and "sound" for networks that read these alone,
-            "image_text" for pairs of an image network and a text network: only `images=True` opens these three.
+            "image_text" for pairs of an image network and a text network, "image_tokenizer" for image tokenizers: only
+            `images=True` opens these four.
         sounds: whether the encoder of an encoder–decoder reads sounds in place of words.
         output_table: name of the language-model head's table in families whose config.json does not declare whether it
             is tied (T5): it is untied if the file has this tensor and it differs from the word embeddings.
@@ -186,7 +188,7 @@ class Family:
 
     Image networks are `vision.VisionEncoder`s, called with pixels [rows, height, width, channels]; those of sounds are
     `whisper.SoundEncoder`s; pairs are `image_text.ImageText`s, called as encoders, with `images=`. Whisper's `encode`
-    needs the rows' sounds as `images=`.
+    needs the rows' sounds as `images=`. Image tokenizers are `image_tokenizer.ImageTokenizer`s, which are not called.
     """
 
     build: Callable[..., Backbone]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from instructrec_jax.backbones.json_fields import Fields, read_fields
@@ -31,6 +32,7 @@ TEXTS = "model_type hidden_act hidden_activation activation activation_function 
 TOKENS = "pad_token_id bos_token_id decoder_start_token_id cls_token_id sep_token_id".split()
 NULL_MEANS_DEFAULT = {"classifier_dropout"}
 
+OWN_TYPES = {"fsq_tokenizer": "FsqTokenizerConfig"}  # of this package: model_type -> name of the config's class
 MOST_LAYERS = 512
 DTYPE = re.compile(r"(torch\.)?(float(16|32|64)|bfloat16|half|float|double|auto|float8_\w+|u?int8)")
 ROPE_NUMBERS = """
@@ -51,6 +53,8 @@ def read_network_config(folder: Path) -> PretrainedConfig:
     fields = read_fields(file)
     check_fields(fields)
     try:
+        if (own := fields.text("model_type")) in OWN_TYPES:
+            return own_config_class(str(own)).from_pretrained(folder)
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except StrictDataclassError as error:  # names the field and its value
         raise ValueError(f"{file}: {' '.join(str(error).split())}") from error
@@ -58,6 +62,14 @@ def read_network_config(folder: Path) -> PretrainedConfig:
         raise ValueError(
             f"{file} cannot be read by transformers ({type(error).__name__}: {' '.join(str(error).split())[:300]})."
         ) from error
+
+
+@cache
+def own_config_class(model_type: str) -> type[PretrainedConfig]:
+    """The class of `transformers` configs of a model_type of this package; `transformers` itself is not told."""
+    from transformers import PretrainedConfig
+
+    return type(OWN_TYPES[model_type], (PretrainedConfig,), {"model_type": model_type})
 
 
 def check_fields(fields: Fields) -> None:

@@ -101,6 +101,7 @@ class ShownExample(TypedDict):
     wanted_why: NotRequired[str | None]
     pictures: NotRequired[list[ShownPicture] | None]
     nearest: NotRequired[list[ShownPicture] | None]
+    wanted_picture: NotRequired[str | None]
 
 
 class Skipped(TypedDict):

@@ -249,7 +249,12 @@ class Decoder(Generic[Network]):
     # ---------------------------------------------------------------- on the host
 
     def check(self, prompts: Sequence[np.ndarray], names: Sequence[str], config: GenerationConfig) -> None:
-        """See `check_prompts`."""
+        """See `check_prompts`. Also raises ValueError for guidance of a network that knows no blank prompts."""
+        if config.guidance_scale != 1 and self.rules.blank is None:
+            raise ValueError(
+                f"guidance_scale is {config.guidance_scale:g}, but the network never learned without prompts: set it "
+                "to 1. A text_to_image run that is trained with task.blank_prompts above 0 can be guided."
+            )
         check_prompts(
             prompts,
             names,
@@ -284,9 +289,15 @@ class Decoder(Generic[Network]):
         length: int,
         config: GenerationConfig,
     ) -> dict[str, jax.Array]:
-        """The arguments of prefill; unused rows repeat the first prompt and are done from the start."""
+        """The arguments of prefill; unused rows repeat the first prompt and are done from the start.
+
+        With guidance, a row with a blank prompt of the same length follows each row.
+        """
         filled = [*prompts, *[prompts[0]] * (rows - len(prompts))]
-        tokens = np.full((rows, length), self.rules.pad, np.int32)
+        if config.guidance_scale != 1:
+            assert self.rules.blank is not None  # see `check`
+            filled = [row for each in filled for row in (each, np.full_like(each, self.rules.blank))]
+        tokens = np.full((len(filled), length), self.rules.pad, np.int32)
         for row, prompt in enumerate(filled):
             tokens[row, : len(prompt)] = prompt
         arrays = {

@@ -19,6 +19,7 @@ class GenerationConfig:
     top_p: float = 1.0  # sample among the fewest likeliest tokens whose total probability reaches top_p
     min_p: float = 0.0  # sample among tokens at least min_p times as likely as the likeliest
     repetition_penalty: float = 1.0  # above 1: tokens of the prompt and the answer so far become less likely
+    guidance_scale: float = 1.0  # of runs that draw: above 1, pictures are closer to the prompt and vary less
     beams: int = 1  # beam width; 1: no beam search
     length_penalty: float = 1.0  # beam search divides an answer's log-probability by tokens ** length_penalty
     stop: tuple[str, ...] = ()  # stop sequences: an answer ends before the first of these texts
@@ -43,6 +44,7 @@ class GenerationConfig:
         check(0 < self.top_p <= 1, "top_p", "in (0, 1]")
         check(0 <= self.min_p <= 1, "min_p", "in [0, 1]")
         check(0 < self.repetition_penalty < float("inf"), "repetition_penalty", "a positive number (1: none)")
+        check(1 <= self.guidance_scale < float("inf"), "guidance_scale", "at least 1 (no guidance)")
         check(self.beams >= 1, "beams", "at least 1")
         check(abs(self.length_penalty) < float("inf"), "length_penalty", "a finite number")
         check(0 <= self.seed < 2**32, "seed", "between 0 and 2**32 - 1")
@@ -55,6 +57,8 @@ class GenerationConfig:
             )
         if self.beams > 1 and self.temperature > 0:
             raise ValueError("beam search does not sample: set temperature to 0, or beams to 1.")
+        if self.guidance_scale > 1 and (self.beams > 1 or self.repetition_penalty != 1):
+            raise ValueError("guidance goes with no beams and no repetition_penalty: set both to 1.")
         if self.beams > 1 and self.stop:
             raise ValueError("beam search does not support stop sequences: remove stop, or set beams to 1.")
         if self.beams == 1 and self.length_penalty != 1:
@@ -76,11 +80,12 @@ class GenerationConfig:
             top_p=used("top_p", 1.0),
             min_p=used("min_p", 0.0),
             repetition_penalty=used("repetition_penalty", 1.0),
+            guidance_scale=1.0 if self.guidance_scale == 1 else 2.0,
             beams=self.beams,
         )
 
 
-SCALARS = ("temperature", "top_p", "min_p", "repetition_penalty", "length_penalty")
+SCALARS = ("temperature", "top_p", "min_p", "repetition_penalty", "length_penalty", "guidance_scale")
 
 
 def _is_whole(value: object) -> bool:
@@ -97,6 +102,8 @@ class TokenRules:
       start: decoder start token of an encoder–decoder (not part of the answer).
       forced_first, forced_last: an encoder–decoder's forced first tokens, and its forced token at max_new_tokens.
       suppressed, suppressed_first: tokens never chosen, and never chosen first (after the forced ones).
+      blank: what stands for each token of a prompt where an answer is guided away from that to no prompt; None: the
+        network was not trained on such prompts.
     """
 
     eos: tuple[int, ...] = ()
@@ -106,6 +113,7 @@ class TokenRules:
     forced_last: tuple[int, ...] = ()
     suppressed: tuple[int, ...] = ()
     suppressed_first: tuple[int, ...] = ()
+    blank: int | None = None
 
 
 FORCED = "forced_decoder_ids"

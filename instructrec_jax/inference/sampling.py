@@ -71,6 +71,17 @@ def keep_min_p(scores: jax.Array, p: Scalar) -> jax.Array:
     return jnp.where(probabilities < _column(p) * probabilities.max(-1, keepdims=True), -jnp.inf, scores)
 
 
+def guided(logits: jax.Array, scale: Scalar) -> jax.Array:
+    """Classifier-free guidance (Ho & Salimans, 2022): float32 [rows, vocab], b + scale · (a − b).
+
+    Args:
+      logits: float32 [2 · rows, vocab]: of each answer a, with its prompt, then b, with a blank one.
+      scale: 1 + w in the paper's terms; 1 gives a.
+    """
+    with_prompt, without = logits[::2], logits[1::2]
+    return without + scale * (with_prompt - without)
+
+
 def adjust(scores: jax.Array, arrays: Mapping[str, jax.Array], rules: TokenRules) -> jax.Array:
     """Applies the rules common to greedy search, sampling and beam search.
 
@@ -177,7 +188,7 @@ def _keep_top(arrays: Mapping[str, jax.Array], scores: jax.Array) -> jax.Array:
 
 
 class Sampling:
-    """Greedy search and sampling: each row of the network is one answer."""
+    """Greedy search and sampling: each row of the network is one answer, or, with guidance, each pair of rows."""
 
     def __init__(self, structure: GenerationConfig, rules: TokenRules):
         self.structure, self.rules = structure, rules
@@ -191,7 +202,10 @@ class Sampling:
     def advance(self, state: State, logits: jax.Array) -> State:
         """Chooses the next token of every row that is not done."""
         arrays = state.arrays
-        scores = adjust(logits, arrays, self.rules)
+        scores, copies = logits, 1
+        if self.structure.guidance_scale != 1:
+            scores, logits, copies = guided(logits, arrays["guidance_scale"]), logits[::2], 2
+        scores = adjust(scores, arrays, self.rules)
         if self.structure.temperature > 0:
             scores = warp(scores, self.structure, arrays)
             chosen = draw(scores, arrays["seed"], arrays["numbers"], arrays["count"])
@@ -201,7 +215,7 @@ class Sampling:
         chosen = jnp.where(done, self.rules.pad, chosen)
         likelihood = log_likelihood(logits, chosen)
         new = {
-            "last": chosen,
+            "last": jnp.repeat(chosen, copies),
             "tokens": jax.lax.dynamic_update_slice(arrays["tokens"], chosen[:, None], (0, arrays["count"])),
             "log_probs": jax.lax.dynamic_update_slice(arrays["log_probs"], likelihood[:, None], (0, arrays["count"])),
             "lengths": arrays["lengths"] + ~done,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Protocol, runtime_checkable
 
@@ -119,6 +119,14 @@ class WritingTask(Protocol):
         """Additional tokens that end an answer."""
 
     @property
+    def suppressed(self) -> tuple[int, ...]:
+        """Tokens that no answer has."""
+
+    @property
+    def blank(self) -> int | None:
+        """See `TokenRules.blank`."""
+
+    @property
     def view(self) -> Callable[..., object]:
         """The network -> its part with `backbone` and `head`."""
 
@@ -133,6 +141,7 @@ def open_writer(task: object, graphdef: nnx.GraphDef[Network], mesh: DeviceMesh)
     network = read_config(context.folder)
     speech = find_family(network.model_type).sounds
     rules = token_rules(context.folder, network, context.tokenizer, context.kind, task.ends, speech=speech)
+    rules = replace(rules, suppressed=(*rules.suppressed, *task.suppressed), blank=task.blank)
     decoder = Decoder(
         graphdef,
         mesh,

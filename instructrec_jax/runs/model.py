@@ -1,5 +1,6 @@
 """Builds the task and model of a run's settings: pretrained, abstract, or restored from a checkpoint."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from instructrec_jax.adapters.peft import TRAINED_HEADS, read_peft
 from instructrec_jax.adapters.quantized import Format, quantize_backbone, quantize_tables
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.backbones.clip import OLD_END
-from instructrec_jax.backbones.family import PAIR, WORDLESS, Backbone
+from instructrec_jax.backbones.family import PAIR, TOKENIZER, WORDLESS, Backbone
 from instructrec_jax.backbones.folder import (
     family_of,
     find_folder,
@@ -104,6 +105,14 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
     family = family_of(network)
     if compares:
         check_pair(config, folder, network.model_type, family.kind)
+    if (config.task.reads_images or family.kind == TOKENIZER) and (
+        (family.kind == TOKENIZER) != config.task.draws_images
+    ):
+        needs = "an image tokenizer (fsq_tokenizer)" if config.task.draws_images else "a network that reads images"
+        raise ValueError(
+            f"task.type {config.task.name} needs {needs}, but {folder} holds another one (model_type "
+            f"{network.model_type!r}): see docs/images.md."
+        )
     if family.kind in WORDLESS and config.task.reads_images:
         return config.task.build(media_context(config, folder, network, family.kind))
     if family.kind in WORDLESS or family.sounds != config.task.reads_sounds:
@@ -465,3 +474,6 @@ def keep_declarations(folder: Path, target: Path, task: Task, *, needs_weights: 
         fingerprint = weights_fingerprint(folder)
         write_json(target / "weights.json", {"folder": str(folder.absolute()), "fingerprint": fingerprint})
     keep_declared_files(folder, target)
+    for name, source in task.kept_folders.items():
+        if source != target / name:
+            shutil.copytree(source, target / name, dirs_exist_ok=True)

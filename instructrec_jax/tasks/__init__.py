@@ -1,11 +1,13 @@
 """One file per task; importing the package registers all of them as choices of `--task.type`."""
 
 from instructrec_jax.tasks.generation.dialogue import DialogueConfig
+from instructrec_jax.tasks.generation.image_tokenization import ImageTokenizationConfig
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig
 from instructrec_jax.tasks.generation.position_translation import PositionTranslationConfig
 from instructrec_jax.tasks.generation.preference import PreferenceConfig
 from instructrec_jax.tasks.generation.question_answering import QuestionAnsweringConfig
 from instructrec_jax.tasks.generation.summarization import SummarizationConfig
+from instructrec_jax.tasks.generation.text_to_image import TextToImageConfig
 from instructrec_jax.tasks.generation.transcription import TranscriptionConfig
 from instructrec_jax.tasks.generation.translation import TranslationConfig
 from instructrec_jax.tasks.multitask import MultitaskConfig
@@ -29,6 +31,7 @@ __all__ = [
     "ContrastiveConfig",
     "DialogueConfig",
     "ExtractiveSummarizationConfig",
+    "ImageTokenizationConfig",
     "LanguageModelConfig",
     "LanguageModelRankingConfig",
     "MaskedLMConfig",
@@ -44,6 +47,7 @@ __all__ = [
     "SimilarityConfig",
     "SpanConfig",
     "SummarizationConfig",
+    "TextToImageConfig",
     "TokenClassificationConfig",
     "TranscriptionConfig",
     "TranslationConfig",

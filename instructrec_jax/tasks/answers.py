@@ -1,13 +1,17 @@
 """What tasks predict for an example: one answer each, in the form of the task.
 
 Every answer has a record, whose `prediction` is the answer itself: a label, labels, a number, one tag per word, a text,
-or item ids. `predictions.jsonl` of an evaluation has the same records, beside the references.
+item ids, codes, or a picture (a data URI). `predictions.jsonl` of an evaluation has the same records, beside the
+references.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, Protocol, TypeAlias, TypedDict
 
+import numpy as np
+
+from instructrec_jax.data.media.drawing import data_uri
 from instructrec_jax.data.media.picture import Picture
 from instructrec_jax.data.media.thumbnails import thumbnail
 
@@ -16,12 +20,16 @@ CaseRecord: TypeAlias = Mapping[str, Any]
 
 
 class ShownOutput(TypedDict):
-    """One answer of a `Shown`: its text and score; the metric that the score is; why a ranking has it."""
+    """One answer of a `Shown`: its text and score; the metric that the score is; why a ranking has it; its picture.
+
+    A picture is a data URI.
+    """
 
     text: str
     score: float
     measure: NotRequired[str]
     why: NotRequired[str]
+    picture: NotRequired[str]
 
 
 class ShownPicture(TypedDict):
@@ -51,6 +59,7 @@ class Shown(TypedDict):
       answers: the best answers, or the only one.
       asked, wanted_why: of rankings: the facts that the instruction asks for, and those that the target matches.
       group: the group of cases, where an evaluation has several.
+      wanted_picture: the target's picture, a data URI.
     """
 
     instruction: str
@@ -61,6 +70,7 @@ class Shown(TypedDict):
     group: NotRequired[str]
     pictures: NotRequired[list[ShownPicture]]
     nearest: NotRequired[list[ShownPicture]]
+    wanted_picture: NotRequired[str]
 
 
 class Answer(Protocol):
@@ -154,6 +164,32 @@ class TextAnswer:
     def to_record(self) -> dict[str, object]:
         scored = {} if self.log_probability is None else {"log_probability": self.log_probability}
         return {"prediction": self.text, **scored}
+
+
+@dataclass(frozen=True)
+class CodesAnswer:
+    """An image as the indices of its codes, from left to right and from top to bottom."""
+
+    codes: tuple[int, ...]
+
+    def to_record(self) -> dict[str, object]:
+        return {"prediction": list(self.codes)}
+
+
+@dataclass(frozen=True)
+class ImageAnswer:
+    """A drawn picture.
+
+    Attributes:
+      values: from 0 to 255, float64 [height, width, channels].
+      log_probability: Σ log p of its codes, given the prompt.
+    """
+
+    values: np.ndarray
+    log_probability: float
+
+    def to_record(self) -> dict[str, object]:
+        return {"prediction": data_uri(self.values), "log_probability": self.log_probability}
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,8 @@ class TaskConfig(draccus.ChoiceRegistry):
     ranks_catalogue: ClassVar[bool] = False  # whether the task ranks the items of a catalogue
     answers_are_text: ClassVar[bool] = False  # whether a language model writes the answers, as text
     reads_images: ClassVar[bool] = False  # whether the task can read images or sounds, with a network of these alone
+    draws_images: ClassVar[bool] = False  # whether it draws the images that it reads, with an image tokenizer
+    draws_texts: ClassVar[bool] = False  # whether it draws what a text says
     compares_images: ClassVar[bool] = False  # whether the task needs an image network and a text network (CLIP)
     reads_sounds: ClassVar[bool] = False  # whether the task writes what it hears, with an encoder–decoder that hears
     asks_about_images: ClassVar[bool] = False  # whether it reads images between words, with a decoder that does
@@ -212,6 +214,11 @@ class Task:
         """What `encode` reads beside the examples, the settings and the tokenizer, as JSON."""
         return {}
 
+    @property
+    def kept_folders(self) -> Mapping[str, Path]:
+        """Folders beside the backbone's that the task reads; a run keeps a copy of each under its name."""
+        return {}
+
     needs_pooler = False  # whether the model uses the backbone's own pooler (BERT's)
     freeze: Sequence[str] = ()  # regular expressions of parameters that the task freezes
 
@@ -255,6 +262,7 @@ class Task:
     predicts_words = False  # whether the loss is over the backbone's vocabulary
     per_token = False  # whether `predict` returns one output per token instead of per text
     writes = False  # whether its answers can be generated text
+    learns_images = False  # whether an example's image is its target
     max_target_length: int | None = None  # maximum tokens of a target; None: texts without targets
 
     def check(self, encoded: Sequence[Encoded]) -> None:
@@ -329,10 +337,10 @@ class Task:
         both = zip(records, examples, strict=True)
         return [_with_pictures(self.shown(record), example) for record, example in both if "prediction" in record]
 
-    def drawn(self, encoded: Sequence[Encoded]) -> list[Encoded]:
-        """All encodings of five random examples (seeded)."""
+    def drawn(self, encoded: Sequence[Encoded], count: int = 5) -> list[Encoded]:
+        """All encodings of `count` random examples (seeded)."""
         ends = np.cumsum([0, *(len(own) for own in pieces(encoded))]).tolist()
-        drawn = np.random.default_rng(self.context.seed).permutation(len(ends) - 1)[:5]
+        drawn = np.random.default_rng(self.context.seed).permutation(len(ends) - 1)[:count]
         return [e for number in drawn for e in encoded[ends[number] : ends[number + 1]]]
 
     def shown(self, record: CaseRecord) -> Shown:

@@ -78,7 +78,8 @@ def _unread(task: Task, example: Example) -> list[str]:
     """The parts of an example that the task would ignore."""
     for media, name in ((example.images, "image"), (example.sounds, "audio")):
         read = task.context.pixels
-        if media and (read is None or type(media[0]) is not read.kind):
+        is_target = task.learns_images and name == "image"
+        if media and not is_target and (read is None or type(media[0]) is not read.kind):
             return [name]
     if task.reads == "conversation":
         return []

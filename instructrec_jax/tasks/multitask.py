@@ -66,6 +66,10 @@ class MultitaskConfig(TaskConfig):
         return any(subtask.task.compares_images for subtask in self.tasks)
 
     @property
+    def draws_images(self) -> bool:  # type: ignore[override]
+        return any(subtask.task.draws_images for subtask in self.tasks)
+
+    @property
     def asks_about_images(self) -> bool:  # type: ignore[override]
         return all(subtask.task.asks_about_images for subtask in self.tasks)
 
@@ -118,6 +122,11 @@ class MultitaskTask(Task):
                 raise ValueError(f"task.tasks: the weight of task {name!r} should be positive, but is {weight}.")
         self.tasks: dict[str, Task] = {}
         for subtask in config.tasks:
+            if subtask.task.draws_images or subtask.task.draws_texts:
+                raise ValueError(
+                    f"task.tasks: task {subtask.name!r} is of type {subtask.task.name}, which draws images and cannot "
+                    "share a run: train it in its own run."
+                )
             task = subtask.task.build(context)
             if task.couples_examples or task.refresh_every or task.subtasks:
                 raise ValueError(

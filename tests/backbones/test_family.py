@@ -41,7 +41,7 @@ def test_a_table_names_each_tensor_and_each_parameter_once(model_type: str) -> N
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_a_family_says_what_it_is(model_type: str) -> None:
     family = FAMILIES[model_type]
-    kinds = ("encoder", "decoder", "encoder_decoder", "image", "image_text")
+    kinds = ("encoder", "decoder", "encoder_decoder", "image", "image_text", "image_tokenizer")
     assert family.kind in kinds and family.base_class.endswith("Model")
     assert ("lm" in family.heads) == (family.kind in ("decoder", "encoder_decoder"))
     assert family.prefix == "" or family.prefix.endswith(".")

@@ -64,8 +64,8 @@ def test_forced_and_suppressed_tokens_equal_transformers(network: Make) -> None:
     assert changed.answers(asked, max_new_tokens=10) == expected
 
 
-def teacher_forced(net: Network, prompt: np.ndarray, answer: list[int]) -> np.ndarray:
-    """float64 [tokens]: log p of each token of an answer, by one pass of the network in transformers."""
+def logits_of(net: Network, prompt: np.ndarray, answer: list[int]) -> np.ndarray:
+    """float64 [tokens, vocab], by one pass of the network in transformers."""
     torch = tiny_networks.torch
     with torch.no_grad():
         if net.kind in ENCODER_DECODERS:
@@ -73,10 +73,19 @@ def teacher_forced(net: Network, prompt: np.ndarray, answer: list[int]) -> np.nd
             logits = net.theirs(torch.tensor(prompt[None]), decoder_input_ids=decoder_input).logits[0]
         else:
             logits = net.theirs(torch.tensor([[*prompt.tolist(), *answer[:-1]]])).logits[0, len(prompt) - 1 :]
-    values = logits.numpy().astype(np.float64)
-    top = values.max(-1, keepdims=True)
-    log_p = values - top - np.log(np.exp(values - top).sum(-1, keepdims=True))
-    return np.array(log_p[np.arange(len(answer)), answer])
+    return np.array(logits.numpy(), np.float64)
+
+
+def log_p(logits: np.ndarray, answer: list[int]) -> np.ndarray:
+    """float64 [tokens], of the tokens of an answer."""
+    top = logits.max(-1, keepdims=True)
+    values = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
+    return np.array(values[np.arange(len(answer)), answer])
+
+
+def teacher_forced(net: Network, prompt: np.ndarray, answer: list[int]) -> np.ndarray:
+    """float64 [tokens]: log p of each token of an answer, by one pass of the network in transformers."""
+    return log_p(logits_of(net, prompt, answer), answer)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -214,3 +223,23 @@ def test_the_last_position_of_the_network_is_used(network: Make) -> None:
     net = network("gpt2", 3)
     asked = [np.arange(4, 36).astype(np.int32), *prompts(3)]
     assert net.answers(asked, max_new_tokens=32) == net.expected(asked, max_new_tokens=32)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_guided_answers_are_those_of_two_passes(network: Make, kind: str) -> None:
+    """One with the prompt, one with a blank prompt of the same length; ragged prompts, batches that are not full."""
+    net, asked, blank, scale = network(kind, 3), prompts(5, 3), 4, 2.5
+    guided = replace(net, rules=replace(net.rules, blank=blank, suppressed=(11, 25)), _params={})
+    found = guided.answers(asked, max_new_tokens=8, guidance_scale=scale, batch_size=3)
+    for prompt, answer in zip(asked, found, strict=True):
+        tokens = answer.tokens
+        with_prompt, without = (logits_of(net, p, tokens) for p in (prompt, np.full_like(prompt, blank)))
+        scores = without + scale * (with_prompt - without)
+        scores[:, [11, 25]] = -np.inf
+        assert scores.argmax(-1).tolist() == tokens
+        np.testing.assert_allclose(answer.log_probs, log_p(with_prompt, tokens), atol=2e-4)  # without guidance
+    assert [a.tokens for a in found] != [a.tokens for a in guided.answers(asked, max_new_tokens=8)]
+    assert found == guided.answers(asked, max_new_tokens=8, guidance_scale=scale, batch_size=1)
+    assert found == guided.answers(asked, max_new_tokens=8, guidance_scale=scale, mesh=(2, 1, 1), batch_size=4)
+    with pytest.raises(ValueError, match="guidance_scale is 2.5, but the network never learned without prompts"):
+        net.decoder()[0].check(asked, list("abcde"), GenerationConfig(max_new_tokens=8, guidance_scale=scale))

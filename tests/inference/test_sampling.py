@@ -187,3 +187,16 @@ def test_bad_settings_are_named(settings: dict, message: str) -> None:
 
 def test_one_stop_text_is_one_text() -> None:
     assert GenerationConfig(stop="END") == GenerationConfig(stop=["END"]) == GenerationConfig(stop=("END",))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5, 7.0])
+def test_guidance_equals_transformers(scale: float) -> None:
+    """Rows alternate here; there those without a prompt come behind all others."""
+    values = scores("random")
+    found = sampling.guided(jnp.asarray(values), scale)
+    process = theirs.ClassifierFreeGuidanceLogitsProcessor(2.0)
+    process.guidance_scale = scale  # it refuses 1, which is no guidance
+    expected = process(torch.zeros((3, 1)), torch.tensor(np.concatenate([values[::2], values[1::2]])))
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6)
+    if scale == 1:
+        np.testing.assert_allclose(found, values[::2], atol=1e-6)  # a float32 step of the largest

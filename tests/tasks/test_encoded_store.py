@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import examples, task_config
 from processes import as_processes
-from task_cases import paired, sounding
+from task_cases import drawn, paired, sounding
 
 from instructrec_jax.data.batch import lengths_of, of_texts
 from instructrec_jax.data.codec import pack
@@ -30,6 +30,7 @@ from instructrec_jax.tasks.encoding import encode_usable
 NETWORKS = {"language_model": "llama", "choice": "llama", "dialogue": "llama", "question_answering": "llama"}
 NETWORKS |= {"summarization": "t5", "translation": "llama", "language_model_ranking": "llama"}
 NETWORKS |= {"preference": "llama", "contrastive": "clip pair", "transcription": "whisper"}
+NETWORKS |= {"image_tokenization": "fsq", "text_to_image": "draw llama"}
 
 
 def a_task(kind: str, folders: dict[str, Path], tmp_path: Path, **settings: Any) -> Task:
@@ -40,9 +41,13 @@ def a_task(kind: str, folders: dict[str, Path], tmp_path: Path, **settings: Any)
 
 @pytest.fixture
 def folders(
-    checkpoint: Path, language_models: dict[str, Path], pair_networks: dict[str, Path], hearing: Path
+    checkpoint: Path,
+    language_models: dict[str, Path],
+    pair_networks: dict[str, Path],
+    hearing: Path,
+    drawing: dict[str, Path],
 ) -> dict[str, Path]:
-    return {"bert": checkpoint, **language_models, **pair_networks, "whisper": hearing}
+    return {"bert": checkpoint, **language_models, **pair_networks, "whisper": hearing, **drawing}
 
 
 def kinds() -> list[str]:
@@ -54,6 +59,8 @@ def a_source(kind: str, count: int = 11) -> ListSource:
     made = examples(kind, count)
     if kind == "contrastive":
         made = paired(made, labels=False)
+    if kind in ("image_tokenization", "text_to_image"):
+        made = [drawn(e, n, kind) for n, e in enumerate(made)]
     if kind == "transcription":
         made = [sounding(e, n, 1) for n, e in enumerate(made)]
     return ListSource([replace(e, where=f"f, line {n}", id=f"e{n}") for n, e in enumerate(made)], "f")

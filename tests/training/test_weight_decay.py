@@ -9,6 +9,7 @@ import transformers
 from transformers import AutoConfig
 
 from instructrec_jax.backbones.folder import FAMILIES
+from instructrec_jax.backbones.network_config import OWN_TYPES
 from instructrec_jax.training.optimizer import OptimizerConfig, decaying
 
 # Names of transformers' modules -> those in its files, where they differ.
@@ -21,7 +22,8 @@ IN_FILES = {
     "dinov2": ATTENTION,
     "dinov2_with_registers": ATTENTION,
 }
-CASES = [(kind, head) for kind, family in FAMILIES.items() for head in (None, *family.heads)]
+THEIRS = {kind: family for kind, family in FAMILIES.items() if kind not in OWN_TYPES}
+CASES = [(kind, head) for kind, family in THEIRS.items() for head in (None, *family.heads)]
 
 
 def torch_model(model_type: str, head: str | None) -> Any:

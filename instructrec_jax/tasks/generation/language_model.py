@@ -39,7 +39,7 @@ from instructrec_jax.data.prompts import (
 )
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.tasks.answers import Answer, TextAnswer
-from instructrec_jax.tasks.averaging import Judged
+from instructrec_jax.tasks.averaging import Judged, OutputKind
 from instructrec_jax.tasks.base import (
     Encoded,
     LossInputs,
@@ -105,9 +105,11 @@ class LanguageModelTask(Task):
     gathers_alone = True
     per_token = True
     writes = True
-    outputs_are = "words"
+    outputs_are: OutputKind | None = "words"
     reads = "conversation"
     generation = GenerationConfig()  # of `answers`
+    suppressed: tuple[int, ...] = ()  # tokens that no answer has
+    blank: int | None = None  # see `inference.generation_config.TokenRules`
 
     def __init__(self, config: LanguageModelConfig, context: TaskContext):
         self.config, self.context, self.tokenizer = config, context, context.tokenizer

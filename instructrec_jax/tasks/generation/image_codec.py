@@ -1,0 +1,114 @@
+"""An image tokenizer opened beside a language model: images → codes, codes → images."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from instructrec_jax.backbones.family import TOKENIZER
+from instructrec_jax.backbones.folder import family_of, find_folder, read_config, weights_fingerprint
+from instructrec_jax.backbones.image_tokenizer import ImageTokenizer, TokenizerSpec, spec_of
+from instructrec_jax.backbones.reading import load_backbone
+from instructrec_jax.data.media.drawing import shown_values
+from instructrec_jax.data.media.picture import Picture
+from instructrec_jax.data.media.pixels import PixelReader
+
+FOLDER = "image_tokenizer"  # of its copy in the folder of a network that writes codes
+Parameters = nnx.State[Hashable, object]
+BATCH = 64  # images that are computed together
+
+
+@dataclass(frozen=True)
+class ImageCodec:
+    """A folder with an image tokenizer; its weights are read when they are first needed."""
+
+    folder: Path
+
+    @classmethod
+    def find(cls, network: Path, named: str) -> "ImageCodec":
+        """The tokenizer in a network's folder (its own copy, in a run or an export), else the `named` one.
+
+        Raises ValueError for none, for a run directory and for a folder of another kind.
+        """
+        own = network / FOLDER
+        if not named and not own.is_dir():
+            raise ValueError(
+                "task.tokenizer is not set: name the folder of an image tokenizer, such as an export of an "
+                "image_tokenization run."
+            )
+        folder = own if own.is_dir() else Path(named).expanduser()
+        if (folder / "config.yaml").is_file():
+            raise ValueError(
+                f"task.tokenizer is {folder}, a run directory: write its folder with `python -m instructrec_jax.export "
+                f"{folder} --out FOLDER`, and name that."
+            )
+        folder = find_folder(folder)
+        config = read_config(folder, images=True)
+        if family_of(config).kind != TOKENIZER:
+            raise ValueError(
+                f"task.tokenizer is {folder}, which holds a {config.model_type}: name the folder of an image tokenizer "
+                "(model_type fsq_tokenizer)."
+            )
+        return cls(folder)
+
+    def __reduce__(self) -> tuple[type["ImageCodec"], tuple[Path]]:
+        return ImageCodec, (self.folder,)  # worker processes read the weights again
+
+    @cached_property
+    def spec(self) -> TokenizerSpec:
+        return spec_of(read_config(self.folder, images=True))
+
+    @cached_property
+    def read(self) -> PixelReader:
+        reader = PixelReader.of(self.folder, self.spec.channels, self.spec.codes)
+        size = self.spec.image_size
+        if reader.shape[:2] != (size, size):
+            raise ValueError(
+                f"{self.folder}: preprocessor_config.json makes pictures of {reader.shape[0]} × {reader.shape[1]} "
+                f"pixels, but the image tokenizer reads {size} × {size} (image_size in config.json): make them equal."
+            )
+        return reader
+
+    @property
+    def fingerprint(self) -> str:
+        return weights_fingerprint(self.folder)
+
+    @cached_property
+    def _network(self) -> tuple[nnx.GraphDef[ImageTokenizer], Parameters]:
+        module = load_backbone(self.folder, images=True, rngs=nnx.Rngs(0)).module
+        assert isinstance(module, ImageTokenizer)
+        return nnx.split(module)
+
+    def codes(self, pictures: Sequence[Picture]) -> np.ndarray:
+        """int32 [pictures, codes]. Raises ValueError for a picture that cannot be read."""
+        pixels = [self.read(one) for one in pictures]
+        return self._batched(_encode, pixels) if pixels else np.zeros((0, self.spec.codes), np.int32)
+
+    def draw(self, codes: Sequence[Sequence[int]] | np.ndarray) -> list[np.ndarray]:
+        """Codes of images, int [images, codes] -> values from 0 to 255, float64 [height, width, channels] each."""
+        rows = [np.asarray(row, np.int32) for row in codes]
+        return [shown_values(pixels, self.read.how) for pixels in self._batched(_decode, rows)] if rows else []
+
+    def _batched(self, run: "jax.stages.Wrapped", rows: Sequence[np.ndarray]) -> np.ndarray:
+        """One shape is compiled: the last batch is filled up."""
+        graphdef, params = self._network
+        found = []
+        for first in range(0, len(rows), BATCH):
+            some = rows[first : first + BATCH]
+            whole = np.stack([*some, *[some[0]] * (BATCH - len(some))])
+            found.append(np.asarray(run(graphdef, params, whole))[: len(some)])
+        return np.concatenate(found)
+
+
+@jax.jit(static_argnums=0)
+def _encode(graphdef: nnx.GraphDef[ImageTokenizer], params: Parameters, pixels: jax.Array) -> jax.Array:
+    return nnx.merge(graphdef, params).encode(pixels)
+
+
+@jax.jit(static_argnums=0)
+def _decode(graphdef: nnx.GraphDef[ImageTokenizer], params: Parameters, codes: jax.Array) -> jax.Array:
+    return nnx.merge(graphdef, params).decode(codes)
