@@ -6,7 +6,7 @@ state's buffers (`refresh`). Training fits the head, a small causal transformer,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +61,7 @@ class SequenceConfig(RankingConfig):
     softmax: NextItemSoftmax = "full"  # softmax over the catalogue, or over sampled negatives
     negatives: int = 1024  # for sampled: items drawn by popularity, per batch
     pooling: Pooling | None = None  # pooling of the backbone; null: the checkpoint's declared pooling
+    augmented_by: ClassVar[tuple[str, ...]] = ()  # an instruction's vector is computed once
 
     def build(self, context: TaskContext) -> "SequenceTask":
         return SequenceTask(self, with_default_prompt(context))
