@@ -12,7 +12,8 @@ from instructrec_jax.augmentation.synonyms import Thesaurus
 
 Draw = Callable[[], float]
 _TOKEN = re.compile(r"(\S+)(\s*)")
-_CORE = re.compile(r"(\W*)([^\W\d_]+(?:['’-][^\W\d_]+)*)(\W*)")  # a word and the punctuation around it
+_AROUND = r"([^\w<>{}\[\]$#@\\/|=]*)"  # punctuation, and no sign of a mark, a path or code
+_CORE = re.compile(rf"{_AROUND}([^\W\d_]+(?:['’-][^\W\d_]+)*){_AROUND}")
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 # Words without a meaning of their own, for which thesauri list that of a homonym: "a" the vitamin, "in" the inch.
 FUNCTION_WORDS = frozenset(
@@ -20,7 +21,7 @@ FUNCTION_WORDS = frozenset(
     "above after against before below between during through under until while i me my mine we us our ours you your "
     "yours he him his she her hers it its they them their theirs this that these those who whom whose which what when "
     "where why how am is are was were be been being do does did done has have had having can could may might must "
-    "shall should will would all any both each few more most other some such only own same too very just there here".split()
+    "shall should will would all any both each few more most other some such only own same too very just there here please".split()
 )
 SHORTEST = 4  # letters of a word that gets a typing error
 

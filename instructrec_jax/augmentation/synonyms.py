@@ -35,13 +35,14 @@ def open_thesaurus(path: str) -> Thesaurus:
     Raises ValueError for something else, naming the file and what is missing.
     """
     place = Path(path).expanduser() if path else WORDNET
+    place = place.with_suffix(".dat") if place.suffix == ".idx" else place  # the words lie beside their index
     if not place.exists():
         hint = "install Debian's wordnet-base, or name a folder" if not path else "name a folder"
         raise ValueError(
             f"augment.thesaurus: {place} does not exist: {hint} of WordNet (index.noun ...) or a MyThes .dat file."
         )
     if place.is_file():
-        return MyThes(place.with_suffix(".dat") if place.suffix == ".idx" else place)
+        return MyThes(place)
     if (place / "index.noun").is_file():
         return WordNet(place)
     found = sorted(place.glob("th_*.dat"))
@@ -151,9 +152,10 @@ class MyThes:
         number = 1
         while line := data.readline():
             number += 1
-            word, _, meanings = line.decode(self._encoding, "replace").strip().rpartition("|")
+            entry = line.decode(self._encoding, "replace").strip()
+            word, _, meanings = entry.rpartition("|")
             if not word or not meanings.isdecimal():
-                detail = f"line {number} should be word|meanings, but is {line[:60]!r}"
+                detail = f"line {number} should be word|meanings, but is {entry[:60]!r}"
                 raise ValueError(f"augment.thesaurus: {file} is no MyThes file: {detail}.")
             if meanings != "0" and _WORD.fullmatch(word):
                 self._places[word] = data.tell()
