@@ -196,11 +196,9 @@ def test_targets_are_kept_or_carried_along(name: str, tmp_path: Path) -> None:
             assert other.input is not None and str(one.output) in other.input
 
 
-@pytest.mark.parametrize(
-    "name", named(AUGMENTED, [name for name in AUGMENTED if name != "classification"])
-)
+@pytest.mark.parametrize("name", named(AUGMENTED, [name for name in AUGMENTED if name != "classification"]))
 def test_a_step_on_copies(name: str, networks: Any, tmp_path: Path) -> None:
-    """The loss of copies is a number, over as many targets as that of the examples where these do not lie in the text."""
+    """The loss of copies is a number, over as many targets as before where these are not in the text."""
     kind, case = name.partition(",")[0], CASES[name]
     config = task_config(kind, tmp_path / "catalogue", **case.settings)
     weights = []

@@ -14,7 +14,7 @@ COUNTS = {("film", 1): 5, ("film", 2): 2, ("good", 1): 11, ("good", 3): 190}
 
 
 def write_wordnet(folder: Path, counts: bool = True) -> Path:
-    """"good" is mostly an adjective, which cntlist.rev alone tells."""
+    """ "good" is mostly an adjective, which cntlist.rev alone tells."""
     folder.mkdir(exist_ok=True)
     for part, letter in PARTS.items():
         text, places = LICENSE, dict[str, list[int]]()

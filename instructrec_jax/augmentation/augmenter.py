@@ -1,7 +1,7 @@
 """A changed copy of a text, as a function of the text, the settings and a key.
 
-Why our own and not nlpaug or textattack: the bits of each change hang on a key (seed, example, copy) and nothing else, and
-labels of words are carried over.
+Why our own and not nlpaug or textattack: the bits of each change hang on a key (seed, example, copy) and nothing else,
+and labels of words are carried over.
 """
 
 import hashlib
@@ -120,16 +120,7 @@ class Augmenter:
           quoted: texts whose occurrences stay.
           fixed: numbers of tokens that stay.
         """
-        if isinstance(text, str):
-            body, front = text.lstrip(), text[: len(text) - len(text.lstrip())]
-            tokens, places = split(body), places_of(body, quoted)
-        else:
-            front, places = "", []
-            tokens = [Token(word, " " if n + 1 < len(text) else "", n) for n, word in enumerate(text)]
-        tokens = [Token(t.text, t.space, t.number, t.number not in fixed) for t in tokens]
-        tokens = protected(
-            tokens, words=words, places=places, patterns=self._patterns, capitalized=self.config.capitalized
-        )
+        front, tokens = self.tokens(text, words=words, quoted=quoted, fixed=fixed)
         methods = []
         for method in self.config.methods:
             changed = self._apply(method, tokens, draw)
@@ -137,6 +128,26 @@ class Augmenter:
                 methods.append(method)
             tokens = changed
         return Change(front + joined(tokens), tokens, tuple(methods))
+
+    def tokens(
+        self,
+        text: str | Sequence[str],
+        *,
+        words: Collection[str] = (),
+        quoted: Sequence[str] = (),
+        fixed: Collection[int] = (),
+    ) -> tuple[str, list[Token]]:
+        """(white space in front, the tokens of a text with `free` set). Arguments: see `change`."""
+        if isinstance(text, str):
+            body, front = text.lstrip(), text[: len(text) - len(text.lstrip())]
+            tokens, places = split(body), places_of(body, quoted)
+        else:
+            front, places = "", []
+            tokens = [Token(word, " " if n + 1 < len(text) else "", n) for n, word in enumerate(text)]
+        tokens = [Token(t.text, t.space, t.number, t.number not in fixed) for t in tokens]
+        return front, protected(
+            tokens, words=words, places=places, patterns=self._patterns, capitalized=self.config.capitalized
+        )
 
     def _apply(self, method: str, tokens: list[Token], draw: Draw) -> list[Token]:
         rate = getattr(self.config, method)

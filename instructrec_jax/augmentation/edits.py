@@ -21,7 +21,8 @@ FUNCTION_WORDS = frozenset(
     "above after against before below between during through under until while i me my mine we us our ours you your "
     "yours he him his she her hers it its they them their theirs this that these those who whom whose which what when "
     "where why how am is are was were be been being do does did done has have had having can could may might must "
-    "shall should will would all any both each few more most other some such only own same too very just there here please".split()
+    "shall should will would all any both each few more most other some such only own same too very just there here "
+    "please".split()
 )
 SHORTEST = 4  # letters of a word that gets a typing error
 

@@ -1,7 +1,7 @@
 """Which words of a text may change.
 
-Numbers, names, addresses, code and marks stay; so do negations, words of the targets, and given patterns. A text written
-without spaces (Chinese, Japanese, Thai) has no words that are seen here, so it stays as a whole.
+Numbers, names, addresses, code and marks stay; so do negations, words of the targets, and given patterns. A text
+written without spaces (Chinese, Japanese, Thai) has no words that are seen here, so it stays as a whole.
 """
 
 import re

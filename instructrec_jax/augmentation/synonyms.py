@@ -1,10 +1,10 @@
 """Synonyms from WordNet and MyThes files, read where a word is asked for.
 
-WordNet: `index.POS` and `data.POS` of the database (wndb(5WN)); Debian's package `wordnet-base`. MyThes: the `.dat` file
-of a thesaurus of LibreOffice, such as `th_en_US_v2.dat` of Debian's `mythes-en-us`.
+WordNet: `index.POS` and `data.POS` of the database (wndb(5WN)); Debian's package `wordnet-base`. MyThes: the `.dat`
+file of a thesaurus of LibreOffice, such as `th_en_US_v2.dat` of Debian's `mythes-en-us`.
 
-A word has the synonyms of one meaning: the most frequent one in WordNet, the first one in MyThes. They are single words,
-and none is listed for an inflected form ("films"), which neither file has.
+A word has the synonyms of one meaning: the most frequent one in WordNet, the first one in MyThes. They are single
+words, and none is listed for an inflected form ("films"), which neither file has.
 """
 
 import mmap
@@ -25,7 +25,7 @@ class Thesaurus(Protocol):
     files: tuple[Path, ...]
 
     def synonyms(self, word: str) -> tuple[str, ...]:
-        """Other words of one meaning, in lower case except names; () for a word that is not listed. word: lower case."""
+        """Other words of one meaning, () for one that is not listed. word: in lower case."""
 
 
 @cache

@@ -39,8 +39,8 @@ class ExampleAugmenter:
     """Changes examples: `augmenter(example, copy)`.
 
     `input` is changed, else the instruction; and what users say in messages. Of examples with one tag per word, tags go
-    with their words, and words inside of spans stay. What a target quotes stays, as do its words, those of the labels and
-    of candidates. Everything else of an example is untouched.
+    with their words, and words inside of spans stay. What a target quotes stays, as do its words, those of the labels
+    and of candidates. Everything else of an example is untouched.
 
     Attributes:
       labels: whose words stay.
@@ -94,7 +94,7 @@ class _Making:
     def plain(self, draw: Callable[[], float]) -> Example:
         """An example whose output, if there is one, belongs to the whole text."""
         example = self.example
-        quoted = _texts(example.output)
+        quoted = quoted_texts(example.output)
         words = self.how._label_words | words_of((*quoted, *example.candidates))
 
         def change(text: str) -> Change:
@@ -139,8 +139,7 @@ class _Making:
         text: str | Sequence[str] = example.words or example.input or example.instruction
         if len(tags) != len(text.split() if isinstance(text, str) else text):
             return example  # the task says what is wrong with it
-        fixed = {number for number, tag in enumerate(tags) if _SPAN_TAG.match(tag)}
-        found = self.how.augmenter.change(text, draw, fixed=fixed)
+        found = self.how.augmenter.change(text, draw, fixed=span_words(example))
         self.methods.extend(found.methods)
         output = tuple(tags[token.number] for token in found.tokens)
         words = tuple(token.text for token in found.tokens) if example.words else ()
@@ -149,10 +148,17 @@ class _Making:
         return replace(example, output=output, words=words, **changed)  # type: ignore[arg-type]
 
 
-def _texts(output: object) -> tuple[str, ...]:
+def quoted_texts(output: object) -> tuple[str, ...]:
+    """The texts of an output, which may stand in the text of its example."""
     if isinstance(output, str):
         return (output,)
     return output if isinstance(output, tuple) else ()
+
+
+def span_words(example: Example) -> frozenset[int]:
+    """The numbers of the words inside of spans, of an example with one tag per word."""
+    tags = example.output if isinstance(example.output, tuple) else ()
+    return frozenset(number for number, tag in enumerate(tags) if _SPAN_TAG.match(tag))
 
 
 @dataclass(frozen=True)
@@ -205,11 +211,11 @@ def augmented(source: IndexableSource, augmenter: ExampleAugmenter, allowed: All
     Args:
       setting: name of the settings, for messages.
 
-    Raises ValueError for a method that the task of an example cannot take, and where none of the first examples changes.
+    Raises ValueError for a method that a task cannot take, or where none of the first examples changes.
     """
     found = AugmentedSource(source, augmenter)
     first = [source[number] for number in range(min(len(source), LOOKED_AT))]
-    check_methods(first, augmenter.config.methods, allowed, setting)
+    check_methods(first, augmenter.config.methods, allowed, f"{setting}.")
     copies = range(1, found.versions)
     if not any(augmenter(example, copy).origin[METHODS] for example in first for copy in copies):
         raise ValueError(
@@ -220,15 +226,15 @@ def augmented(source: IndexableSource, augmenter: ExampleAugmenter, allowed: All
     return found
 
 
-def check_methods(examples: Sequence[Example], methods: Sequence[str], allowed: Allowed, setting: str) -> None:
-    """Raises ValueError for a method that the task of an example cannot take, naming both."""
+def check_methods(examples: Sequence[Example], methods: Sequence[str], allowed: Allowed, prefix: str) -> None:
+    """Raises ValueError for a method that the task of an example cannot take, naming both. prefix: of its setting."""
     for task in dict.fromkeys(example.task for example in examples):
         possible = allowed(task)
         for method in methods:
             if method not in possible:
                 named = f" {task}" if task else ""
                 choice = f"it takes {', '.join(possible)}" if possible else "it takes no augmentation"
-                raise ValueError(f"{setting}.{method}: the task{named} cannot take {method}, because {WHY}; {choice}.")
+                raise ValueError(f"{prefix}{method}: the task{named} cannot take {method}, because {WHY}; {choice}.")
 
 
 WHY = "its targets would no longer belong to the changed text"

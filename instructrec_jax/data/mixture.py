@@ -159,8 +159,8 @@ class Mixture(Sequence[Example]):
     As a sequence, it holds every example once, source after source: `len(mixture)`, `mixture[i]`.
 
     An epoch has as many draws (`epoch_size`) as the sources have examples together. Each source has the same number of
-    draws in every epoch (see `shares`). It draws its examples in a shuffled order, and draws all of them before the next
-    shuffle starts, also across epochs: a source with more examples than draws continues in the next epoch where it
+    draws in every epoch (see `shares`). It draws its examples in a shuffled order, and draws all of them before the
+    next shuffle starts, also across epochs: a source with more examples than draws continues in the next epoch where it
     stopped. Without weights, with temperature 1, every epoch holds every example exactly once.
 
     Within an epoch the sources alternate evenly: the first P draws hold source i P * share_i times, within

@@ -209,7 +209,7 @@ class RunData:
         check_batch(self.config, task, row_multiple)
         opened = self.source("train")
         if any(source.augment != AugmentConfig() for source in self.config.data.train):
-            opened = self._with_copies(opened)
+            opened = self.with_copies(opened)
         if not isinstance(opened, Mixture):
             return _stream_batches(self.config, task, opened, row_multiple)
         per_source = self._per_source(task, opened)
@@ -219,7 +219,7 @@ class RunData:
         here = partial(rows_here, mesh) if mesh is not None and task.gathers_alone else None
         return _batches(self.config, task, encoded, mixture, row_multiple, here)
 
-    def _with_copies(self, opened: Mixture | StreamSource | MixedStream) -> Mixture:
+    def with_copies(self, opened: Mixture | StreamSource | MixedStream) -> Mixture:
         """The sources with the copies of `data.train[].augment`."""
         if not isinstance(opened, Mixture):
             raise ValueError(

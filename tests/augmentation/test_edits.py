@@ -70,7 +70,13 @@ def test_deleting_keeps_what_is_fixed_and_at_least_one_word() -> None:
 
 @pytest.mark.parametrize(
     ("numbers", "expected"),
-    [((0.0, 0.0, 0.0), "fulm"), ((0.0, 0.3), "flim"), ((0.0, 0.5), "flm"), ((0.0, 0.9), "fiilm"), ((0.9, 0.3), "filmm")],
+    [
+        ((0.0, 0.0, 0.0), "fulm"),
+        ((0.0, 0.3), "flim"),
+        ((0.0, 0.5), "flm"),
+        ((0.0, 0.9), "fiilm"),
+        ((0.9, 0.3), "filmm"),
+    ],
 )
 def test_each_typing_error(numbers: tuple[float, ...], expected: str) -> None:
     assert typo("film", given(*numbers)) == expected

@@ -158,7 +158,7 @@ def allowed(name: str) -> Any:
 )
 def test_a_method_that_the_task_cannot_take_is_named(name: str, method: str, message: str) -> None:
     with pytest.raises(ValueError, match=rf"data\.train\[1\]\.augment\.{method}: the task {message}"):
-        check_methods(texts(1).examples, [method], allowed(name), "data.train[1].augment")
+        check_methods(texts(1).examples, [method], allowed(name), "data.train[1].augment.")
 
 
 def test_tasks_of_a_multitask_run_by_name() -> None:
@@ -168,12 +168,14 @@ def test_tasks_of_a_multitask_run_by_name() -> None:
     assert tagging.has_tags("a") and not both.has_tags("a")
     example = Example(instruction="x", task="b")
     with pytest.raises(ValueError, match="the task b cannot take delete"):
-        check_methods([example], ["delete"], both.augmentations, "augment")
+        check_methods([example], ["delete"], both.augmentations, "augment.")
 
 
 def test_a_source_that_nothing_changes_in_is_refused() -> None:
     names = ListSource([Example(instruction="Ann 12"), Example(instruction="这部电影很好看")])
-    with pytest.raises(ValueError, match=r"augment changes none of the first 2 texts of examples: their words are names"):
+    with pytest.raises(
+        ValueError, match=r"augment changes none of the first 2 texts of examples: their words are names"
+    ):
         augmented(names, ExampleAugmenter(HARD, 7), allowed("classification"), "augment")
     assert len(augmented(texts(2), ExampleAugmenter(HARD, 7), allowed("classification"), "augment")) == 42
 
