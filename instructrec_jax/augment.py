@@ -33,7 +33,8 @@ def main(args: list[str]) -> None:
         if (getattr(options, one) is None) != (getattr(options, other) is None):
             raise ValueError(f"--{one} and --{other} belong together: give both of them, or none.")
     data = RunData(_settings(options, rest))
-    filters: list[Keep] = [] if options.similar is None else [similar(*options.similar, options.vectors)]
+    low, high = options.similar or (0.0, 0.0)
+    filters: list[Keep] = [] if options.similar is None else [similar(low, high, options.vectors)]
     filters += [] if options.teacher is None else [agrees(options.teacher)]
     report = augment_file(data, _rewriters(options, data), filters, out, originals=not options.only_copies)
     print(f"{report}\nwritten: {out} and {out.with_suffix('.html')}", file=sys.stderr)

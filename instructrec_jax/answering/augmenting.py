@@ -75,7 +75,7 @@ def augment_file(
     if not any_edits and not rewriters:
         raise ValueError("no method is set: give a rate, such as --synonyms 0.1, or name a run with --paraphrase.")
     sources = data.with_copies(opened).sources if any_edits else opened.sources
-    report, pairs = Report(), list[Pair]()
+    report, shown = Report(), _Spread()
     with jsonl_writer(out) as write:
         for source in sources:
             for window in _windows(source, data):
@@ -88,12 +88,31 @@ def augment_file(
                         write(each.to_record())
                     for copy in copies:
                         report.methods.update(copy.origin[METHODS].split(", "))
-                        pairs.append(Pair.of(example, copy))
+                        shown.add(example, copy)
         if not report.copies:
             raise ValueError(f"no copy is left.\n{report}")
-    spread = np.linspace(0, len(pairs) - 1, min(SHOWN, len(pairs))).astype(int)
-    write_pairs(out.with_suffix(".html"), [pairs[n] for n in spread], str(report), out.name)
+    write_pairs(out.with_suffix(".html"), shown.pairs(), str(report), out.name)
     return report
+
+
+@dataclass
+class _Spread:
+    """Every n-th pair, n growing with their number, so that few are in memory."""
+
+    kept: list[Pair] = field(default_factory=list)
+    step: int = 1
+    met: int = 0
+
+    def add(self, example: Example, copy: Example) -> None:
+        if self.met % self.step == 0:
+            self.kept.append(Pair.of(example, copy))
+        self.met += 1
+        if len(self.kept) == 4 * SHOWN:
+            self.kept, self.step = self.kept[::2], 2 * self.step
+
+    def pairs(self) -> list[Pair]:
+        spread = np.linspace(0, len(self.kept) - 1, min(SHOWN, len(self.kept))).astype(int)
+        return [self.kept[number] for number in spread]
 
 
 Made = list[tuple[Example, list[Example]]]

@@ -7,9 +7,9 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,8 @@ from instructrec_jax.data.packing import length_buckets
 from instructrec_jax.evaluation.predictor import make_predict
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.runs.run import Run, is_run
+from instructrec_jax.runs.vectors import settings_of
+from instructrec_jax.tasks import MaskedLMConfig
 from instructrec_jax.tasks.answers import TextAnswer
 from instructrec_jax.tasks.texts import tokenize
 from instructrec_jax.training.state import Tree
@@ -78,7 +80,12 @@ class MaskFiller:
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
             raise ValueError(f"--mask_fill {self.rate}: a rate is a share of words, above 0 and at most 1.")
-        self._run = Run.open(self.path, [] if is_run(self.path) else ["--task.type", "masked_lm"])
+        if is_run(self.path):
+            self._run = Run.open(self.path, ["--data.truncate", "drop"])
+        else:  # in full length; longer texts stay as they are
+            plain = settings_of(str(self.path))
+            data = replace(plain.data, truncate="drop")
+            self._run = Run.open(self.path, replace(plain, task=MaskedLMConfig(), data=data))
         if self._run.kind != "masked_lm":
             raise ValueError(f"--fill_with {self.path} has the task {self._run.kind}, but should be a masked_lm.")
         model, context = self._run.model, self._run.task.context
@@ -88,7 +95,7 @@ class MaskFiller:
 
         @jax.jit
         def step(params: Tree, batch: Batch) -> jax.Array:
-            network = nnx.merge(model.graphdef, params)
+            network: Any = nnx.merge(model.graphdef, params)
             table, bias = network.head.output(network.backbone)
             logits = network.head.transform(network.hidden(batch), None) @ table.T + (0.0 if bias is None else bias)
             return jax.lax.top_k(logits, GUESSES)[1].astype(jnp.float32)  # exact up to 2 ** 24
