@@ -89,7 +89,7 @@ class MaskFiller:
         if self._run.kind != "masked_lm":
             raise ValueError(f"--fill_with {self.path} has the task {self._run.kind}, but should be a masked_lm.")
         model, context = self._run.model, self._run.task.context
-        if any("head" in name for name in model.source.report.initialized):
+        if any(name.startswith("dense") for name in model.source.report.initialized):
             raise ValueError(f"--fill_with {self.path} has no head of a masked language model: name another folder.")
         self._context = context
 
