@@ -13,6 +13,7 @@ VERBS = (
     "generate",
     "recommend",
     "prepare",
+    "augment",
     "export",
     "compress",
     "explain",

@@ -295,6 +295,41 @@ def explain_parser(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
+def augment_parser(doc: str) -> argparse.ArgumentParser:
+    parser = verb_parser("augment", doc, SETTINGS)
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="data file, or settings (.yaml), whose data.train is read")
+    add("--out", type=Path, required=True, metavar="FILE", help=".jsonl file to write; pairs to look at are beside it")
+    for name, what in (
+        ("synonyms", "share of words replaced by a synonym"),
+        ("delete", "share of words left out"),
+        ("swap", "share of words that change places with the next one"),
+        ("typos", "share of words with a typing error"),
+    ):
+        add(f"--{name}", type=float, metavar="RATE", help=what)
+    add("--copies", type=int, metavar="N", help="copies of each example and method that draws (default: 3)")
+    add("--thesaurus", metavar="PATH", help="WordNet folder or MyThes file; default: /usr/share/wordnet")
+    add("--capitalized", action="store_true", help="change words with capitals, too, which are taken for names else")
+    add("--mask_fill", type=float, metavar="RATE", help="share of words filled in by --fill_with")
+    add("--fill_with", type=run_path, metavar="RUN", help="run or HuggingFace folder of a masked language model")
+    back = "translate there and back: two runs, or two pairs of Apertium (eng-spa spa-eng)"
+    add("--back_translation", nargs=2, metavar=("THERE", "BACK"), help=back)
+    add(
+        "--paraphrase", type=run_path, metavar="RUN", help="run or folder of a language model that follows instructions"
+    )
+    add("--teacher", type=run_path, metavar="RUN", help="keep copies for which this run predicts the same label")
+    add(
+        "--similar",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="keep copies within these cosines to the example",
+    )
+    add("--vectors", metavar="RUN", help="run or HuggingFace folder whose sentence vectors --similar compares")
+    add("--only_copies", action="store_true", help="leave out the examples themselves")
+    return parser
+
+
 def recommend_parser(doc: str) -> argparse.ArgumentParser:
     codes = "Exit status 1: some requests of --input failed; 2: an error stopped the command."
     parser = verb_parser("recommend", doc, f"{SETTINGS}\n{codes}")

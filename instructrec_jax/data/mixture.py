@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -106,14 +107,60 @@ def apportion(portions: np.ndarray, total: int) -> np.ndarray:
     return whole
 
 
+@dataclass(frozen=True)
+class Versions:
+    """Which entries of a source are versions of one example, of which a round over the examples takes one.
+
+    Attributes:
+      starts: int64 [examples + 1], where the entries of each example begin.
+      entries: int64, their numbers, of all examples end to end.
+    """
+
+    starts: np.ndarray
+    entries: np.ndarray
+
+    @classmethod
+    def of(cls, numbers: np.ndarray, count: int) -> "Versions":
+        """Of entries that were made of versions number % count of the examples number // count.
+
+        Several entries of one version (windows of a long text) count as examples of their own: the first of each
+        version, the second of each ... So a version that was left out leaves the others.
+
+        Args:
+          numbers: int64 [entries]; those of one version lie side by side.
+        """
+        here = np.arange(len(numbers))
+        is_first = np.diff(numbers, prepend=-1) != 0
+        ordinal = here - np.maximum.accumulate(np.where(is_first, here, 0))
+        order = np.lexsort((numbers % count, ordinal, numbers // count))
+        keys = np.stack([numbers // count, ordinal], axis=1)[order]
+        begins = np.flatnonzero(np.append(True, (np.diff(keys, axis=0) != 0).any(1)))
+        return cls(np.append(begins, len(numbers)), order)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def chosen(self, examples: np.ndarray, turn: int, *key: int) -> np.ndarray:
+        """The entries of some examples in a round, int64. In n rounds, an example with n entries has each once.
+
+        Args:
+          examples: int64.
+          turn: the number of the round.
+          key: of the random number of the entry in round 0.
+        """
+        counts = np.diff(self.starts)
+        begin = permutation(len(self), *key)
+        return self.entries[(self.starts[:-1] + (begin + turn) % counts)[examples]]
+
+
 class Mixture(Sequence[Example]):
     """Several indexable sources as one, and the order in which training reads them.
 
     As a sequence, it holds every example once, source after source: `len(mixture)`, `mixture[i]`.
 
-    An epoch has as many draws as the sources have examples together. Each source has the same number of draws in
-    every epoch (see `shares`). It draws its examples in a shuffled order, and draws all of them before the next
-    shuffle starts, also across epochs: a source with more examples than draws continues in the next epoch where it
+    An epoch has as many draws (`epoch_size`) as the sources have examples together. Each source has the same number of
+    draws in every epoch (see `shares`). It draws its examples in a shuffled order, and draws all of them before the
+    next shuffle starts, also across epochs: a source with more examples than draws continues in the next epoch where it
     stopped. Without weights, with temperature 1, every epoch holds every example exactly once.
 
     Within an epoch the sources alternate evenly: the first P draws hold source i P * share_i times, within
@@ -123,6 +170,8 @@ class Mixture(Sequence[Example]):
       weights: one positive number per source, or None for shares by size, temperature and cap.
       temperature, size_cap: see `shares`.
       seed: of the shuffles, 0 or more.
+      versions: the versions of each source's examples, where it has any: then its size is that of its examples, and
+        each draw of an example is one of its versions. None: every entry is an example.
 
     Raises:
       ValueError: no sources, an empty source, a source whose share is too small to be drawn, or bad weights.
@@ -136,6 +185,7 @@ class Mixture(Sequence[Example]):
         temperature: float = 1.0,
         size_cap: int | None = None,
         seed: int = 0,
+        versions: Sequence[Versions | None] | None = None,
     ) -> None:
         if not sources:
             raise ValueError("there are no sources: name at least one file or data set.")
@@ -144,17 +194,21 @@ class Mixture(Sequence[Example]):
         if seed < 0:
             raise ValueError(f"seed {seed}: must be 0 or more.")
         self.sources, self.seed = list(sources), seed
-        self.sizes = np.array([len(source) for source in sources], np.int64)
+        self.versions = [None] * len(sources) if versions is None else list(versions)
+        entries = [len(source) for source in sources]
+        own = zip(self.versions, entries, strict=True)
+        self.sizes = np.array([size if each is None else len(each) for each, size in own], np.int64)
         for source, size in zip(sources, self.sizes, strict=True):
             if not size:
                 raise ValueError(f"source {source.name}: holds no examples; remove it or fill it.")
-        self.offsets = np.concatenate([[0], np.cumsum(self.sizes)])  # int64 [sources + 1]
+        self.offsets = np.concatenate([[0], np.cumsum(entries)])  # int64 [sources + 1]
         tasks = [source.task for source in sources]
         self.shares = shares([int(n) for n in self.sizes], tasks, weights, temperature, size_cap)
-        self.draws = apportion(self.shares, len(self))  # int64 [sources], in each epoch
+        self.epoch_size = int(self.sizes.sum())
+        self.draws = apportion(self.shares, self.epoch_size)  # int64 [sources], in each epoch
         for source, draws, share in zip(sources, self.draws, self.shares, strict=True):
             if not draws:
-                message = f"its share of {share:.2g} gives less than one of the {len(self)} draws per epoch"
+                message = f"its share of {share:.2g} gives less than one of the {self.epoch_size} draws per epoch"
                 raise ValueError(f"source {source.name}: {message}, so it would never be read; raise its weight.")
         self._cached: tuple[int, np.ndarray] | None = None
 
@@ -183,20 +237,20 @@ class Mixture(Sequence[Example]):
         return [row for source in self.sources for row in source.skipped]
 
     def epoch_order(self, epoch: int) -> np.ndarray:
-        """The draws of an epoch (counted from 0) in order, int64 [len(self), 2]: source, index in the source."""
+        """The draws of an epoch (counted from 0) in order, int64 [epoch_size, 2]: source, index in the source."""
         cached = self._cached
         if cached is None or cached[0] != epoch:
             self._cached = cached = (epoch, self._order(epoch))
         return cached[1]
 
     def order(self, epoch: int) -> np.ndarray:
-        """The draws of an epoch as indices into this sequence, int64 [len(self)]."""
+        """The draws of an epoch as indices into this sequence, int64 [epoch_size]."""
         pairs = self.epoch_order(epoch)
         return self.offsets[pairs[:, 0]] + pairs[:, 1]
 
     def example_at(self, position: int) -> Example:
         """The example at a position of the epochs put end to end."""
-        epoch, place = divmod(position, len(self))
+        epoch, place = divmod(position, self.epoch_size)
         source, index = self.epoch_order(epoch)[place]
         return self.sources[source][int(index)]
 
@@ -217,14 +271,19 @@ class Mixture(Sequence[Example]):
         size, draws = int(self.sizes[source]), int(self.draws[source])
         first, last = epoch * draws, (epoch + 1) * draws
         rounds = range(first // size, (last - 1) // size + 1)
-        endless = np.concatenate([permutation(size, self.seed, source, number) for number in rounds])
+        endless = np.concatenate([self._round(source, number) for number in rounds])
         return endless[first - rounds.start * size : last - rounds.start * size]
+
+    def _round(self, source: int, number: int) -> np.ndarray:
+        """All examples of a source once, int64, as entries of the source."""
+        order, versions = permutation(int(self.sizes[source]), self.seed, source, number), self.versions[source]
+        return order if versions is None else versions.chosen(order, number, self.seed, source, 0, 3)
 
     def summary(self) -> str:
         """A table with a line per source: examples, draws per epoch, share, passes over its examples per epoch."""
         rows = [("source", "task", "examples", "draws per epoch", "share", "passes")]
         for s, size, draws in zip(self.sources, self.sizes, self.draws, strict=True):
-            share, times = f"{100 * draws / len(self):.1f} %", f"{draws / size:.2f}"
+            share, times = f"{100 * draws / self.epoch_size:.1f} %", f"{draws / size:.2f}"
             rows.append((s.name, s.task or "-", f"{size:,}", f"{draws:,}", share, times))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

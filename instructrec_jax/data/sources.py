@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
+from instructrec_jax.augmentation.augmenter import AugmentConfig
 from instructrec_jax.data.column_names import is_usual
 from instructrec_jax.data.example import (
     BadExample,
@@ -68,6 +69,7 @@ class SourceConfig:
     images: str = ""  # Folder where paths of pictures and sounds start and must stay; empty: that of the data file.
     fields: FieldsConfig = field(default_factory=FieldsConfig)  # Columns of each field of an example.
     task: str = ""  # Task name of all examples; empty: each record's own.
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # data.train only: changed copies of the examples.
     weight: float | None = None  # Share in a mixture, relative to the others; null: by number of examples.
 
 

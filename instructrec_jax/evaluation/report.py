@@ -65,7 +65,7 @@ def write_report(run_dir: str | Path) -> Path:
     folder = run_dir.resolve().name
     drawn = "".join(chart(name, data) for name, data in (evaluation.get("charts") or {}).items())
     page = (
-        _environment()
+        environment()
         .get_template("report.html.jinja")
         .render(
             title=str(summary.get("title") or folder),
@@ -97,7 +97,8 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 @cache  # compiling the template takes most of a small report's time
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Of the room's templates: every value is escaped, and control characters are removed."""
     environment = Environment(
         loader=PackageLoader("instructrec_jax.evaluation"),
         autoescape=True,

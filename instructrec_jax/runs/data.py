@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from instructrec_jax.augmentation.augmenter import AugmentConfig
+from instructrec_jax.data.augmented import AugmentedSource, ExampleAugmenter, augmented
 from instructrec_jax.data.batch import BatchTexts
 from instructrec_jax.data.data_config import Split
 from instructrec_jax.data.example import Example
@@ -27,7 +29,7 @@ from instructrec_jax.data.loader import (
 )
 from instructrec_jax.data.masked import ExampleMask
 from instructrec_jax.data.mixed_stream import MixedStream
-from instructrec_jax.data.mixture import IndexableSource, Mixture, NumberedExamples
+from instructrec_jax.data.mixture import IndexableSource, Mixture, NumberedExamples, Versions
 from instructrec_jax.data.packing import length_buckets
 from instructrec_jax.data.skipped import SkippedRow
 from instructrec_jax.data.sources import RowSource, open_sources
@@ -40,7 +42,7 @@ from instructrec_jax.preparation.interaction_rows import KIND, InteractionRows
 from instructrec_jax.runs.config import Config, to_dict
 from instructrec_jax.runs.given import Given
 from instructrec_jax.tasks.base import Encoded, Task
-from instructrec_jax.tasks.encoded_store import EncodedExamples, chosen, encode_stored, joined, token_key
+from instructrec_jax.tasks.encoded_store import NONE, EncodedExamples, chosen, encode_stored, joined, token_key
 from instructrec_jax.tasks.encoding import check_usable, encode_usable
 
 Some = TypeVar("Some", bound=Sequence[Encoded])
@@ -77,6 +79,10 @@ class RunData:
             if any(not source.path for source in sources):
                 raise ValueError(f"data.{split} has a source without path: name a file, a folder or a data set.")
             data = self.config.data
+            if split != "train" and any(source.augment != AugmentConfig() for source in sources):
+                raise ValueError(
+                    f"data.{split} has a source with augment, but only data.train is augmented: leave it out."
+                )
             self._opened[split] = open_sources(
                 sources,
                 labels=getattr(self.config.task, "labels", None),
@@ -202,6 +208,8 @@ class RunData:
         """
         check_batch(self.config, task, row_multiple)
         opened = self.source("train")
+        if any(source.augment != AugmentConfig() for source in self.config.data.train):
+            opened = self.with_copies(opened)
         if not isinstance(opened, Mixture):
             return _stream_batches(self.config, task, opened, row_multiple)
         per_source = self._per_source(task, opened)
@@ -210,6 +218,51 @@ class RunData:
         mixture = _remixed(self.config, opened, per_source)
         here = partial(rows_here, mesh) if mesh is not None and task.gathers_alone else None
         return _batches(self.config, task, encoded, mixture, row_multiple, here)
+
+    def with_copies(self, opened: Mixture | StreamSource | MixedStream) -> Mixture:
+        """The sources with the copies of `data.train[].augment`."""
+        if not isinstance(opened, Mixture):
+            raise ValueError(
+                "data.train[].augment needs sources of known size, but one of data.train is a stream: set streaming: "
+                "false, or write the copies into a file with the verb augment."
+            )
+        task, data, sources = self.config.task, self.config.data, list[IndexableSource]()
+        for number, (source, setting) in enumerate(zip(opened.sources, data.train, strict=True)):
+            name = f"data.train[{number}].augment"
+            setting.augment.check(name)
+            if not setting.augment:
+                sources.append(source)
+                continue
+            labels = getattr(task, "labels", None) or ()
+            how = ExampleAugmenter(setting.augment, self.config.seed, tuple(labels), task.has_tags)
+            sources.append(augmented(source, how, task.augmentations, name))
+        return mixture_of(self.config, sources, [setting.weight for setting in data.train])
+
+
+def mixture_of(config: Config, sources: Sequence[IndexableSource], weights: Sequence[float | None]) -> Mixture:
+    """Sources of data.train, or what is left of them, mixed by their weights if they have some."""
+    return Mixture(
+        sources,
+        weights=[weight for weight in weights if weight is not None] or None,
+        temperature=config.data.temperature,
+        size_cap=config.data.size_cap,
+        seed=config.seed,
+        versions=list(map(_versions, sources)),
+    )
+
+
+def _versions(source: IndexableSource) -> Versions | None:
+    """The entries that are versions of one example: of an augmented source, or of what the task can use of it."""
+    if isinstance(source, AugmentedSource):
+        return Versions.of(np.arange(len(source)), source.versions)
+    if not isinstance(source, _Usable) or source.versions == 1:
+        return None
+    if (source.encoded.numbers == NONE).any():
+        raise ValueError(
+            f"source {source.name}: augment cannot be used with this task, which makes examples of its own (turns of a "
+            "dialogue): write the copies into a file with the verb augment."
+        )
+    return Versions.of(source.encoded.numbers, source.versions)
 
 
 def example_mask(config: Config) -> ExampleMask | None:
@@ -239,6 +292,7 @@ class TrainingData:
       encoded: all examples (empty for a stream).
       tokens: number of tokens of all texts and targets.
       epoch_steps: steps per epoch (0 for a stream).
+      copies: how many of `encoded` are changed copies, see `data.augmented`.
       packing: rows and padding of an epoch, as text for the summary (empty if each batch is packed by itself).
     """
 
@@ -249,11 +303,13 @@ class TrainingData:
     tokens: int = 0
     epoch_steps: float = 0.0
     packing: str = ""
+    copies: int = 0
 
     def describe(self) -> str:
         if not len(self.encoded):
             return "a stream of unknown size"
-        examples = f"{len(self.encoded):,} examples with {self.tokens:,} tokens{self.packing}"
+        copies = f" ({self.copies:,} changed copies)" if self.copies else ""
+        examples = f"{len(self.encoded):,} examples{copies} with {self.tokens:,} tokens{self.packing}"
         return f"{examples}; {self.epoch_steps:,.1f} steps per epoch"
 
 
@@ -280,6 +336,7 @@ class _Usable:
     name: str
     task: str
     encoded: EncodedExamples
+    versions: int = 1  # of each example, see `data.augmented`
     skipped: list[SkippedRow] = field(default_factory=list)
 
     @property
@@ -300,18 +357,14 @@ def _remixed(config: Config, opened: Mixture, per_source: Sequence[EncodedExampl
     """The mixture of the usable examples."""
     if [len(each) for each in per_source] == [len(source) for source in opened.sources]:
         return opened
-    left, weights = [], []
+    left: list[IndexableSource] = []
+    weights: list[float | None] = []
     for each, source, setting in zip(per_source, opened.sources, config.data.train, strict=True):
         if len(each):
-            left.append(_Usable(source.name, source.task, each))
-            weights += [] if setting.weight is None else [setting.weight]
-    return Mixture(
-        left,
-        weights=weights or None,
-        temperature=config.data.temperature,
-        size_cap=config.data.size_cap,
-        seed=config.seed,
-    )
+            versions = source.versions if isinstance(source, AugmentedSource) else 1
+            left.append(_Usable(source.name, source.task, each, versions))
+            weights.append(setting.weight)
+    return mixture_of(config, left, weights)
 
 
 def _batches(
@@ -337,7 +390,7 @@ def _batches(
         sides = [lengths] if target_lengths is None else [lengths, target_lengths]
         own = None if here is None else OwnRows(sides, here, images)
         loader: Loader | RowLoader = Loader(mixture.order, gather, *shape, own=own)
-        step_size, epoch_steps, packing = f"{size} examples", len(encoded) / size, ""
+        step_size, epoch_steps, packing = f"{size} examples", mixture.epoch_size / size, ""
     else:
         assert rows is not None
         length, target_length = config.data.max_length, task.max_target_length if target_lengths is not None else None
@@ -354,6 +407,7 @@ def _batches(
         tokens=tokens,
         epoch_steps=epoch_steps,
         packing=packing,
+        copies=len(encoded) - mixture.epoch_size,
     )
 
 

@@ -19,6 +19,7 @@ from typing_extensions import TypeVar  # with defaults, which typing has from Py
 
 from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.soft_targets import SoftOutputs
+from instructrec_jax.augmentation.augmenter import ALL_METHODS
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts
 from instructrec_jax.data.example import Example
@@ -83,6 +84,17 @@ class TaskConfig(draccus.ChoiceRegistry):
         The name matters to `multitask` only.
         """
         return ("output",) if self.answers_are_text else ()
+
+    augmented_by: ClassVar[tuple[str, ...]] = ALL_METHODS  # methods of augmentation that leave its targets true
+    tags_words: ClassVar[bool] = False  # whether an output is one tag per word, which go with the words
+
+    def augmentations(self, task: str) -> tuple[str, ...]:
+        """`augmented_by` of examples of this task name, which matters to `multitask` only."""
+        return self.augmented_by
+
+    def has_tags(self, task: str) -> bool:
+        """`tags_words` of examples of this task name, which matters to `multitask` only."""
+        return self.tags_words
 
 
 @dataclass

@@ -197,6 +197,11 @@ class EncodedExamples(Sequence[Encoded]):
         return lengths if len(lengths) and lengths.max() >= 0 else None
 
     @cached_property
+    def numbers(self) -> np.ndarray:
+        """int64 [examples]: the number of each example in its source; `NONE` for one that the task made itself."""
+        return self._numbers("number").astype(np.int64)
+
+    @cached_property
     def image_counts(self) -> np.ndarray | None:
         """int64 [examples]: images of each text; None where there are none."""
         counts = self._numbers("images").astype(np.int64)

@@ -84,6 +84,12 @@ class MultitaskConfig(TaskConfig):
     def text_fields(self, task: str) -> tuple[str, ...]:
         return tuple(name for each in self.tasks if each.name == task for name in each.task.text_fields(task))
 
+    def augmentations(self, task: str) -> tuple[str, ...]:
+        return next((each.task.augmentations(task) for each in self.tasks if each.name == task), ())
+
+    def has_tags(self, task: str) -> bool:
+        return any(each.name == task and each.task.has_tags(task) for each in self.tasks)
+
     def learn(self, examples: Sequence[Example]) -> "MultitaskConfig":
         def learned(subtask: SubtaskConfig) -> SubtaskConfig:
             if subtask.task.complete:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.mixture import Mixture, apportion, permutation, shares
+from instructrec_jax.data.mixture import Mixture, Versions, apportion, permutation, shares
 from instructrec_jax.data.sources import ListSource
 
 
@@ -170,3 +170,47 @@ def test_the_summary_counts_for_people():
 def test_the_order_cannot_be_changed_by_accident():
     with pytest.raises(ValueError):
         mixture(3).epoch_order(0)[0, 0] = 1
+
+
+# ---------------------------------------------------------------- versions of examples
+
+
+def test_each_round_takes_one_version_of_every_example_and_as_many_rounds_take_all() -> None:
+    versions = Versions.of(np.arange(15), 3)
+    assert len(versions) == 5
+    rounds = [versions.chosen(np.arange(5), turn, 7, 0) for turn in range(6)]
+    for taken in rounds:
+        assert (taken // 3).tolist() == [0, 1, 2, 3, 4]
+    for example in range(5):
+        taken_of = [int(taken[example]) % 3 for taken in rounds]
+        assert sorted(taken_of[:3]) == [0, 1, 2] and taken_of[:3] == taken_of[3:]
+    assert len({tuple(versions.chosen(np.arange(5), 0, seed) % 3) for seed in range(9)}) > 3
+
+
+def test_versions_that_were_left_out_or_became_several_entries() -> None:
+    # example 0: versions 0 (two windows), 1 (one), 2 (two); example 1: version 2 only; example 3: versions 0 and 1
+    numbers = np.array([0, 0, 1, 2, 2, 5, 9, 10])
+    versions = Versions.of(numbers, 3)
+    found = [versions.entries[a:b].tolist() for a, b in zip(versions.starts[:-1], versions.starts[1:], strict=True)]
+    assert found == [[0, 2, 3], [1, 4], [5], [6, 7]]
+
+
+def test_a_mixture_draws_examples_and_not_versions() -> None:
+    sources = [source("a", 12), source("b", 4)]  # a: four examples of three versions
+    mixed = Mixture(sources, versions=[Versions.of(np.arange(12), 3), None], seed=1)
+    assert (len(mixed), mixed.epoch_size, mixed.sizes.tolist(), mixed.draws.tolist()) == (16, 8, [4, 4], [4, 4])
+    epochs = [mixed.order(epoch) for epoch in range(3)]
+    for order in epochs:
+        assert sorted(np.where(order < 12, order // 3, order - 8).tolist()) == list(range(8))
+    drawn = np.concatenate(epochs)
+    assert sorted(drawn[drawn < 12].tolist()) == list(range(12))  # three epochs hold every version once
+    again = Mixture(sources, versions=[Versions.of(np.arange(12), 3), None], seed=1)
+    assert [again.order(epoch).tolist() for epoch in (2, 0, 1)] == [epochs[n].tolist() for n in (2, 0, 1)]
+    assert mixed.example_at(8 + 3) == mixed[int(epochs[1][3])]
+
+
+def test_a_weight_is_a_share_of_examples_with_versions_too() -> None:
+    sources = [source("a", 12), source("b", 4)]
+    mixed = Mixture(sources, weights=[3.0, 1.0], versions=[Versions.of(np.arange(12), 3), None])
+    assert mixed.draws.tolist() == [6, 2]
+    assert collections.Counter((mixed.order(0)[mixed.order(0) < 12] // 3).tolist()).most_common()[-1][1] >= 1

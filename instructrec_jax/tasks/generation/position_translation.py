@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,7 @@ class PositionTranslationConfig(TaskConfig):
     vocabulary: list[str] = field(default_factory=list)  # output tokens; []: the most frequent tokens of data.train
     max_vocabulary: int = 8000  # maximum size of a vocabulary from data.train
     length_ratio: float = 2.0  # positions per token of the source
+    augmented_by: ClassVar[tuple[str, ...]] = ("synonyms", "typos", "paraphrase")
 
     def build(self, context: TaskContext) -> "PositionTranslationTask":
         return PositionTranslationTask(self, context)

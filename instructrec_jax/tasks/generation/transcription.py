@@ -33,6 +33,7 @@ class TranscriptionConfig(WritingConfig):
     """Write the words of a sound."""
 
     reads_sounds: ClassVar[bool] = True
+    augmented_by: ClassVar[tuple[str, ...]] = ()
 
     def build(self, context: TaskContext) -> "TranscriptionTask":
         return TranscriptionTask(self, context)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from instructrec_jax.tasks.generation.written_answers import (
 @dataclass
 class TranslationConfig(WritingConfig):
     """Translate `input`."""
+
+    augmented_by: ClassVar[tuple[str, ...]] = ("synonyms", "typos", "paraphrase")
 
     def build(self, context: TaskContext) -> "TranslationTask":
         return TranslationTask(self, context)

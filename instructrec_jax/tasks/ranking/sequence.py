@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,7 @@ class SequenceConfig(RankingConfig):
     negatives: int = 1024  # for sampled: items drawn by popularity, per batch
     cold_items: ColdItems = "negatives"  # left_out: items of no training example are in no softmax, so not learned away
     pooling: Pooling | None = None  # pooling of the backbone; null: the checkpoint's declared pooling
+    augmented_by: ClassVar[tuple[str, ...]] = ()  # an instruction's vector is computed once
 
     def build(self, context: TaskContext) -> "SequenceTask":
         return SequenceTask(self, with_default_prompt(context))

@@ -58,6 +58,7 @@ class ContrastiveConfig(TaskConfig):
     templates: list[str] = field(default_factory=lambda: [f"a photo of {SLOT}"])  # captions of a label, averaged
     loss: ContrastiveLoss = "auto"  # over the pairs of a batch: softmax as CLIP, sigmoid as SigLIP; auto: the network's
     compares_images: ClassVar[bool] = True
+    augmented_by: ClassVar[tuple[str, ...]] = ()
 
     @property
     def label_names(self) -> list[str] | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.adapters.losses import cross_entropy
 from instructrec_jax.adapters.soft_targets import SoftOutputs
+from instructrec_jax.augmentation.augmenter import METHODS
 from instructrec_jax.data.batch import Batch, BatchTexts, PerToken, Text, end_to_end
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
@@ -43,6 +45,7 @@ class ExtractiveSummarizationConfig(TaskConfig):
     """Select the sentences of `input` for a summary."""
 
     sentences: int = 1  # number of sentences in a summary
+    augmented_by: ClassVar[tuple[str, ...]] = (*METHODS, "mask_fill")
 
     def text_fields(self, task: str) -> tuple[str, ...]:
         return ("output",)

@@ -10,6 +10,7 @@ import numpy as np
 
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.adapters.soft_targets import SoftOutputs
+from instructrec_jax.augmentation.augmenter import METHODS
 from instructrec_jax.data.batch import Batch, BatchTexts, PerToken, Text, end_to_end
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
@@ -52,6 +53,7 @@ class SpanConfig(TaskConfig):
     on_missing_answer: OnMissingAnswer = "error"  # an answer that is not in the context: stop, or skip and count
 
     targets_are_places: ClassVar[bool] = True
+    augmented_by: ClassVar[tuple[str, ...]] = (*METHODS, "mask_fill")
 
     def build(self, context: TaskContext) -> "SpanTask":
         return SpanTask(self, context)

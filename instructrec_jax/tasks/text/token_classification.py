@@ -12,6 +12,7 @@ import numpy as np
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.adapters.soft_targets import SoftOutputs
+from instructrec_jax.augmentation.augmenter import METHODS
 from instructrec_jax.data.batch import Batch, BatchTexts, Text, end_to_end
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
@@ -52,6 +53,8 @@ class TokenClassificationConfig(LabelsConfig):
     """Predict a label for each word of `input` (else `instruction`); words are separated by spaces."""
 
     targets_are_places: ClassVar[bool] = True
+    augmented_by: ClassVar[tuple[str, ...]] = (*METHODS, "mask_fill")
+    tags_words: ClassVar[bool] = True
 
     def build(self, context: TaskContext) -> "TokenClassificationTask":
         return TokenClassificationTask(self.labels, context)

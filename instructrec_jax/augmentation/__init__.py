@@ -1,0 +1,1 @@
+"""Changed copies of texts: synonyms, deletions, swaps and typing errors, on words that may change."""
