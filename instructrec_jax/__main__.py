@@ -13,6 +13,7 @@ VERBS = (
     "generate",
     "recommend",
     "prepare",
+    "audit",
     "export",
     "compress",
     "explain",

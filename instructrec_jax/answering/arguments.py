@@ -278,6 +278,23 @@ def explain_parser(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
+def audit_parser(doc: str) -> argparse.ArgumentParser:
+    parser = verb_parser("audit", doc, SETTINGS)
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="YAML file of settings, run directory, or file of labeled texts")
+    add("--out", type=Path, metavar="FOLDER", help="clean.jsonl, findings.jsonl, audit.json and report.html")
+    features = "of the classifier (default: vectors where backbone.path is set, else tfidf)"
+    add("--features", choices=("tfidf", "vectors"), help=features)
+    rule = "of confident learning: prune by class, by noise rate, or what both find (default: class)"
+    add("--rule", choices=("both", "class", "noise_rate"), default="class", help=rule)
+    add("--folds", type=int, default=5, metavar="K", help="of the out-of-fold predictions (default: 5)")
+    similarity = "Jaccard similarity of near-duplicates; 1: equal texts only (default: .8)"
+    add("--similarity", type=float, default=0.8, metavar="SHARE", help=similarity)
+    plant = "also flip this share of the labels, and measure how many are found (default: 0)"
+    add("--plant", type=float, default=0.0, metavar="SHARE", help=plant)
+    return parser
+
+
 def recommend_parser(doc: str) -> argparse.ArgumentParser:
     codes = "Exit status 1: some requests of --input failed; 2: an error stopped the command."
     parser = verb_parser("recommend", doc, f"{SETTINGS}\n{codes}")
