@@ -20,7 +20,7 @@ def tfidf_features(texts: Sequence[str]) -> Features:
 
     def features(seen: np.ndarray, asked: np.ndarray) -> tuple[Any, Any]:
         words = fitted_tfidf([texts[number] for number in seen])
-        return tuple(words.transform([texts[number] for number in some]) for some in (seen, asked))  # type: ignore[return-value]
+        return tuple(words.transform([texts[number] for number in some]) for some in (seen, asked))
 
     return features
 
