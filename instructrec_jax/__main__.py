@@ -14,6 +14,7 @@ VERBS = (
     "recommend",
     "prepare",
     "audit",
+    "label",
     "export",
     "compress",
     "explain",

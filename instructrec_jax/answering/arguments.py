@@ -295,6 +295,26 @@ def audit_parser(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
+def label_parser(doc: str) -> argparse.ArgumentParser:
+    parser = verb_parser("label", doc, SETTINGS)
+    add = parser.add_argument
+    add("path", type=run_path, metavar="RUN", help="run directory; with --simulate also a HuggingFace folder")
+    add("--pool", required=True, metavar="FILE", help="jsonl, json, csv, tsv or parquet file of texts")
+    add("--out", type=Path, metavar="FOLDER", help="folder of the session, or of curves.json")
+    choices = ("breaking_ties", "entropy", "bald", "badge", "core_set", "random")
+    default = "how texts are chosen (default: breaking_ties)"
+    add("--strategy", choices=choices, nargs="+", default=["breaking_ties"], help=default)
+    add("--batch", type=int, default=20, metavar="N", help="texts of a round (default: 20)")
+    add("--rounds", type=int, default=5, metavar="N", help="rounds (default: 5)")
+    add("--who", default="", metavar="NAME", help="who labels")
+    add("--second", action="store_true", help="label the texts that others labeled, without what the model thinks")
+    add("--simulate", action="store_true", help="learning curves from the labels of the pool")
+    add("--first", type=int, default=100, metavar="N", help="random labels that a curve begins with (default: 100)")
+    add("--seeds", type=int, default=5, metavar="N", help="curves of a strategy (default: 5)")
+    add("--reach", type=float, default=0.8, metavar="SHARE", help="accuracy to count labels for (default: .8)")
+    return parser
+
+
 def recommend_parser(doc: str) -> argparse.ArgumentParser:
     codes = "Exit status 1: some requests of --input failed; 2: an error stopped the command."
     parser = verb_parser("recommend", doc, f"{SETTINGS}\n{codes}")

@@ -1,12 +1,13 @@
 """A labeling session on disk: what was asked, and what people said, which is on disk before the next question.
 
-SESSION/labels.jsonl has one line per answer: the text's number in the pool, its label (or "skip" or "unsure"), who, when,
-in which round, and what the model thought. Nothing in it is ever changed: an undone answer is followed by a line that
-says so. SESSION/rounds.jsonl has the texts that each round asks, so that a killed session goes on with them.
+SESSION/labels.jsonl has one line per answer: the text's number in the pool, its label (or "skip" or "unsure"), who,
+when, in which round, and what the model thought. Nothing in it is ever changed: an undone answer is followed by a line
+that says so. SESSION/rounds.jsonl has the texts that each round asks, so that a killed session goes on with them.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -141,6 +142,17 @@ class Session:
     def done(self) -> set[int]:
         """The texts that somebody has answered."""
         return {number for own in self._standing().values() for number in own}
+
+    def report(self, who: str, show: Callable[[str], object]) -> None:
+        """Says on which texts people disagree, and how far a person agrees with the others."""
+        for number, own in self.contradictions().items():
+            show(f"contradictory labels of text {number}: {', '.join(own)}. It is in no training until they agree.")
+        for other in self._standing():
+            with suppress(ValueError):  # no text in common
+                both, share, kappa = self.agreement(who, other) if other != who else (0, 0.0, None)
+                if both:
+                    said = "" if kappa is None else f", Cohen's kappa {kappa:.2f}"
+                    show(f"{who} and {other} agree on {share:.0%} of {both} texts{said}")
 
     def _labels(self) -> dict[int, list[str]]:
         found: dict[int, list[str]] = {}

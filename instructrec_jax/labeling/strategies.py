@@ -21,6 +21,7 @@ NEEDS: Mapping[Strategy, tuple[str, ...]] = {
     "core_set": ("vectors", "known"),
     "random": (),
 }
+BLOCK = 256  # labeled texts whose distances are in memory
 MEANS = {
     "shares": "probabilities of labels: a classification task",
     "draws": "several draws of the probabilities: a network with dropout",
@@ -95,18 +96,19 @@ def core_set(vectors: np.ndarray, known: np.ndarray, count: int) -> np.ndarray:
       known: of the labeled texts, float [labeled, width]; without any, the first chosen text is the one farthest from
         the mean.
     """
-    distance = np.full(len(vectors), np.inf)
-    for vector in known:
-        distance = np.minimum(distance, _squared_distances(vectors, vector))
-    if not len(known):
-        distance = _squared_distances(vectors, vectors.mean(0))
+    texts = vectors.astype(np.float64)
+    norms = np.square(texts).sum(1)
+    distance = np.full(len(texts), np.inf)
+    for first in range(0, len(known), BLOCK):
+        some = known[first : first + BLOCK].astype(np.float64)
+        distance = np.minimum(distance, (norms[:, None] + np.square(some).sum(1) - 2 * texts @ some.T).min(1))
+    start = texts.mean(0) if not len(known) else None
     chosen: list[int] = []
     for _ in range(count):
-        chosen.append(int(np.argmax(distance)))
-        if len(chosen) == 1 and not len(known):
-            distance[:] = np.inf
-        distance = np.minimum(distance, _squared_distances(vectors, vectors[chosen[-1]]))
-        distance[chosen] = -1  # never twice, even where all texts are equal
+        far = distance if start is None or chosen else np.square(texts - start).sum(1)
+        chosen.append(int(np.argmax(far)))
+        distance = np.minimum(distance, norms + norms[chosen[-1]] - 2 * texts @ texts[chosen[-1]])
+        distance[chosen] = -np.inf  # never twice, even where all texts are equal
     return np.array(chosen, np.int64)
 
 
@@ -131,8 +133,3 @@ def badge(shares: np.ndarray, vectors: np.ndarray, count: int, rng: np.random.Ge
         left = np.setdiff1d(np.arange(len(norms)), chosen)
         chosen.append(int(rng.choice(len(norms), p=distance / total)) if total > 0 else int(rng.choice(left)))
     return np.array(chosen, np.int64)
-
-
-def _squared_distances(vectors: np.ndarray, one: np.ndarray) -> np.ndarray:
-    """float64 [texts]."""
-    return np.square(vectors.astype(np.float64) - one).sum(1)

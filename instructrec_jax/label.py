@@ -1,0 +1,71 @@
+"""Label the texts from which a run learns most: `python -m instructrec_jax.label RUN --pool FILE`.
+
+    label RUN --pool new.jsonl --out session --who ada     rounds of choosing, asking and training, on the terminal
+    label RUN --pool new.jsonl --out session --who bob --second   the same texts again, and how far both agree
+    label FOLDER --pool known.jsonl --data.test test.jsonl --simulate --strategy breaking_ties badge
+                                                           learning curves on texts whose labels are known
+
+Each answer is on disk before the next question; the same command goes on with a session that was ended or killed. After
+a round, training starts from the last parameters (init_from), with the run's own data and all new labels. --simulate
+trains a logistic head on frozen vectors instead, for --seeds seeds, and compares with random.
+"""
+
+import sys
+from argparse import Namespace
+
+from instructrec_jax.answering.arguments import label_parser, parse_with_settings
+from instructrec_jax.labeling.asking import ask
+from instructrec_jax.labeling.curves import simulated, write_curves
+from instructrec_jax.labeling.rounds import Pool, beliefs_of, check_task, next_settings, read_pool
+from instructrec_jax.labeling.session import About, Session
+from instructrec_jax.labeling.strategies import select
+from instructrec_jax.runs.config import main_guard
+from instructrec_jax.runs.run import Run, require_finished
+from instructrec_jax.train import train
+
+
+def main(args: list[str]) -> None:
+    options, rest = parse_with_settings(label_parser(__doc__), args)
+    if options.simulate:
+        write_curves(simulated(options, rest), options)
+        return
+    if options.out is None or len(options.strategy) > 1:
+        raise ValueError("a session needs --out FOLDER, and one --strategy; several are compared with --simulate.")
+    require_finished(options.path, None)
+    first = Run.open(options.path, rest)
+    check_task(first)
+    pool = read_pool(first, options.pool)
+    labels = list(first.config.task.label_names)
+    session = Session.open(options.out, About(pool=options.pool, fingerprint=pool.fingerprint, labels=labels))
+    if options.second:
+        again = [number for number in session.done() if number not in session.answered(options.who)]
+        ask(session, sorted(again), pool.texts, options.who, None, sys.stdin.readline, print)
+        session.report(options.who, print)
+        return
+    run = first
+    for number in range(1, options.rounds + 1):
+        run = Run.open(start) if (start := options.out / f"round-{number - 1}").exists() else run
+        if not one_round(options, session, run, pool, number):
+            print(f"{len(session.taken()):,} labels in {options.out}. The same command goes on.")
+            return
+        session.report(options.who, print)
+        train(next_settings(first.config, run.path, options.out / f"round-{number}", pool, session.taken()))
+
+
+def one_round(options: Namespace, session: Session, run: Run, pool: Pool, number: int) -> bool:
+    """Chooses the texts of a round, unless they were chosen before, and asks for them; False: the person quits."""
+    done = session.done()
+    if len(session.rounds) < number:
+        left = [each for each in range(len(pool.texts)) if each not in done]
+        strategy = options.strategy[0]
+        known = sorted(session.taken())
+        beliefs = beliefs_of(run, strategy, pool, left, known, number)
+        chosen = select(strategy, beliefs, options.batch, number)
+        session.ask([left[place] for place in chosen], strategy, str(run.path))
+    numbers = session.rounds[number - 1]["numbers"]
+    shares = beliefs_of(run, "random", pool, numbers, [], number).shares
+    return ask(session, numbers, pool.texts, options.who, shares, sys.stdin.readline, print)
+
+
+if __name__ == "__main__":
+    main_guard(main)
