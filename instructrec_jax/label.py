@@ -20,6 +20,7 @@ from instructrec_jax.labeling.rounds import Pool, beliefs_of, check_task, next_s
 from instructrec_jax.labeling.session import About, Session
 from instructrec_jax.labeling.strategies import select
 from instructrec_jax.runs.config import main_guard
+from instructrec_jax.runs.directory import is_finished
 from instructrec_jax.runs.run import Run, require_finished
 from instructrec_jax.train import train
 
@@ -44,12 +45,18 @@ def main(args: list[str]) -> None:
         return
     run = first
     for number in range(1, options.rounds + 1):
-        run = Run.open(start) if (start := options.out / f"round-{number - 1}").exists() else run
-        if not one_round(options, session, run, pool, number):
-            print(f"{len(session.taken()):,} labels in {options.out}. The same command goes on.")
-            return
-        session.report(options.who, print)
-        train(next_settings(first.config, run.path, options.out / f"round-{number}", pool, session.taken()))
+        target = options.out / f"round-{number}"
+        if not is_finished(target):
+            if not one_round(options, session, run, pool, number):
+                print(f"{len(session.taken()):,} labels in {options.out}. The same command goes on.")
+                return
+            session.report(options.who, print)
+            if not session.taken():
+                print("no label was given: the next round asks without training")
+                continue
+            train(next_settings(first.config, run.path, target, pool, session.taken()))
+        run = Run.open(target)
+    print(f"{len(session.taken()):,} labels in {options.out}; the last run: {run.path}. More rounds: --rounds.")
 
 
 def one_round(options: Namespace, session: Session, run: Run, pool: Pool, number: int) -> bool:

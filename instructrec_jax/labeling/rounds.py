@@ -94,8 +94,9 @@ def next_settings(config: Config, start: Path, run_dir: Path, pool: Pool, taken:
       taken: number of a text -> its label.
     """
     file = run_dir.with_name(f"{run_dir.name}.jsonl")
-    rows = [replace(pool.examples[number], output=label, id=f"pool-{number}") for number, label in taken.items()]
-    write_jsonl(file, (example.to_record() for example in rows))
+    if not file.exists():  # a training that was interrupted resumes with the labels that it began with
+        rows = [replace(pool.examples[number], output=label, id=f"pool-{number}") for number, label in taken.items()]
+        write_jsonl(file, (example.to_record() for example in rows))
     sources = [*config.data.train, SourceConfig(path=str(file))]
     data = replace(config.data, train=sources)
     return replace(config, run_dir=str(run_dir), init_from=str(start), overwrite=False, data=data)

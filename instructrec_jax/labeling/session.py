@@ -8,10 +8,10 @@ that says so. SESSION/rounds.jsonl has the texts that each round asks, so that a
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict
+from typing import IO, Literal, NotRequired, TypedDict
 
 from instructrec_jax.files import append_jsonl, read_json, read_jsonl, try_lock, write_json
 
@@ -55,9 +55,9 @@ class Session:
 
     folder: Path
     labels: list[str]
-    lines: list[Line] = field(default_factory=list)
-    rounds: list[Asked] = field(default_factory=list)
-    _lock: object = None
+    lines: list[Line]
+    rounds: list[Asked]
+    lock: IO[bytes]
 
     @classmethod
     def open(cls, folder: Path, about: About) -> "Session":
@@ -84,6 +84,10 @@ class Session:
         lines = read_jsonl(folder / "labels.jsonl", Line) if (folder / "labels.jsonl").exists() else []
         rounds = read_jsonl(folder / "rounds.jsonl", Asked) if (folder / "rounds.jsonl").exists() else []
         return cls(folder, kept["labels"], lines, rounds, lock)
+
+    def close(self) -> None:
+        """Lets other processes open the session."""
+        self.lock.close()
 
     def ask(self, numbers: Sequence[int], strategy: str, model: str) -> Asked:
         """Notes the texts of the next round."""
