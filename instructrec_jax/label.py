@@ -12,6 +12,7 @@ trains a logistic head on frozen vectors instead, for --seeds seeds, and compare
 
 import sys
 from argparse import Namespace
+from contextlib import closing
 
 from instructrec_jax.answering.arguments import label_parser, parse_with_settings
 from instructrec_jax.labeling.asking import ask
@@ -32,17 +33,25 @@ def main(args: list[str]) -> None:
         return
     if options.out is None or len(options.strategy) > 1:
         raise ValueError("a session needs --out FOLDER, and one --strategy; several are compared with --simulate.")
+    if not options.who.strip():
+        raise ValueError("--who is empty: name the person who labels.")
     require_finished(options.path, None)
     first = Run.open(options.path, rest)
     check_task(first)
     pool = read_pool(first, options.pool)
     labels = list(first.config.task.label_names)
-    session = Session.open(options.out, About(pool=options.pool, fingerprint=pool.fingerprint, labels=labels))
-    if options.second:
-        again = [number for number in session.done() if number not in session.answered(options.who)]
-        ask(session, sorted(again), pool.texts, options.who, None, sys.stdin.readline, print)
+    about = About(pool=options.pool, fingerprint=pool.fingerprint, labels=labels)
+    with closing(Session.open(options.out, about)) as session:
+        if not options.second:
+            rounds(options, session, first, pool)
+            return
+        again = sorted(session.done() - session.answered(options.who))
+        ask(session, again, pool.texts, options.who, None, sys.stdin.readline, print)
         session.report(options.who, print)
-        return
+
+
+def rounds(options: Namespace, session: Session, first: Run, pool: Pool) -> None:
+    """Asks and trains, round by round; what an earlier call has done is not done again."""
     run = first
     for number in range(1, options.rounds + 1):
         target = options.out / f"round-{number}"

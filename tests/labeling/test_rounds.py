@@ -1,4 +1,7 @@
-"""Rounds of labeling with a run: what it believes of a pool, and the training that follows. (`instructrec_jax.label`)"""
+"""Rounds of labeling with a run: what it believes of a pool, and the training that follows.
+
+(`instructrec_jax.label`)
+"""
 
 import io
 from pathlib import Path
@@ -71,6 +74,8 @@ def test_a_training_keeps_the_labels_it_began_with(run: Path, pool: Path, tmp_pa
 def test_bad_input_is_named(run: Path, pool: Path, checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs --out FOLDER, and one --strategy"):
         main([str(run), "--pool", str(pool)])
+    with pytest.raises(ValueError, match="--who is empty"):
+        main([str(run), "--pool", str(pool), "--out", str(tmp_path / "out")])
     write_jsonl(tmp_path / "empty.jsonl", [])
     with pytest.raises(ValueError, match="empty"):
         read_pool(Run.open(run), str(tmp_path / "empty.jsonl"))
