@@ -17,9 +17,8 @@ from contextlib import closing
 from instructrec_jax.answering.arguments import label_parser, parse_with_settings
 from instructrec_jax.labeling.asking import ask
 from instructrec_jax.labeling.curves import simulated, write_curves
-from instructrec_jax.labeling.rounds import Pool, beliefs_of, check_task, next_settings, read_pool
+from instructrec_jax.labeling.rounds import Pool, ask_round, check_task, next_settings, read_pool
 from instructrec_jax.labeling.session import About, Session
-from instructrec_jax.labeling.strategies import select
 from instructrec_jax.runs.config import main_guard
 from instructrec_jax.runs.directory import is_finished
 from instructrec_jax.runs.run import Run, require_finished
@@ -52,11 +51,11 @@ def main(args: list[str]) -> None:
 
 def rounds(options: Namespace, session: Session, first: Run, pool: Pool) -> None:
     """Asks and trains, round by round; what an earlier call has done is not done again."""
-    run = first
+    run, asked = first, (options.strategy[0], options.batch)
     for number in range(1, options.rounds + 1):
         target = options.out / f"round-{number}"
         if not is_finished(target):
-            if not one_round(options, session, run, pool, number):
+            if not ask_round(session, run, pool, number, asked, options.who, sys.stdin.readline, print):
                 print(f"{len(session.taken()):,} labels in {options.out}. The same command goes on.")
                 return
             session.report(options.who, print)
@@ -66,21 +65,6 @@ def rounds(options: Namespace, session: Session, first: Run, pool: Pool) -> None
             train(next_settings(first.config, run.path, target, pool, session.taken()))
         run = Run.open(target)
     print(f"{len(session.taken()):,} labels in {options.out}; the last run: {run.path}. More rounds: --rounds.")
-
-
-def one_round(options: Namespace, session: Session, run: Run, pool: Pool, number: int) -> bool:
-    """Chooses the texts of a round, unless they were chosen before, and asks for them; False: the person quits."""
-    done = session.done()
-    if len(session.rounds) < number:
-        left = [each for each in range(len(pool.texts)) if each not in done]
-        strategy = options.strategy[0]
-        known = sorted(session.taken())
-        beliefs = beliefs_of(run, strategy, pool, left, known, number)
-        chosen = select(strategy, beliefs, options.batch, number)
-        session.ask([left[place] for place in chosen], strategy, str(run.path))
-    numbers = session.rounds[number - 1]["numbers"]
-    shares = beliefs_of(run, "random", pool, numbers, [], number).shares
-    return ask(session, numbers, pool.texts, options.who, shares, sys.stdin.readline, print)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import numpy as np
 
 from instructrec_jax.data.example import suggest
 from instructrec_jax.evaluation.tables import clean
-from instructrec_jax.labeling.session import Session
+from instructrec_jax.labeling.session import Session, Thought
 
 GUESSES = 5  # labels that are shown with a text
 HELP = "number or name of a label; Enter: the first; s: skip; ?: unsure; u: undo; l: all labels; q: quit"
@@ -42,9 +42,9 @@ def ask(
         said = [name if own is None else f"{name} {own[at]:.2f}" for name, at in zip(shown, order, strict=True)]
         show(f"\n[{sum(n in answered for n in numbers) + 1} of {len(numbers)}] {clean(texts[number])}")
         show("  ".join(f"{row} {name}" for row, name in enumerate(said[:GUESSES], 1)))
-        thought = {"text": texts[number]}
+        thought = Thought(text=texts[number])
         if own is not None:
-            thought |= {"thought": shown[0], "probability": float(own[order[0]])}
+            thought |= Thought(thought=shown[0], probability=float(own[order[0]]))
         if not _answer(session, number, shown, said, who, thought, read, show):
             return False
 
@@ -55,7 +55,7 @@ def _answer(
     shown: Sequence[str],
     said: Sequence[str],
     who: str,
-    thought: dict[str, object],
+    thought: Thought,
     read: Callable[[], str],
     show: Callable[[str], object],
 ) -> bool:
@@ -73,10 +73,10 @@ def _answer(
             show("\n".join(f"{row} {name}" for row, name in enumerate(said, 1)))
             continue
         if word in ("s", "?"):
-            session.say(number, "skip" if word == "s" else "unsure", who, **thought)
+            session.say(number, "skip" if word == "s" else "unsure", who, thought=thought)
             return True
         if word in ("", *shown) or word.isdecimal() and 1 <= int(word) <= len(shown):
             label = word if word in shown else shown[int(word or 1) - 1]
-            session.say(number, "label", who, label=label, **thought)
+            session.say(number, "label", who, label=label, thought=thought)
             return True
         show(f"{word!r} is no label.{suggest(word, list(shown))} {HELP}")

@@ -1,6 +1,6 @@
 """Rounds of labeling with a run: the pool, what the run believes of it, and the settings of the next training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,9 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import render
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.files import write_jsonl
-from instructrec_jax.labeling.strategies import NEEDS, Beliefs, Strategy
+from instructrec_jax.labeling.asking import ask
+from instructrec_jax.labeling.session import Session
+from instructrec_jax.labeling.strategies import NEEDS, Beliefs, Strategy, select
 from instructrec_jax.metrics.uncertainty import probabilities
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.run import Run
@@ -82,6 +84,34 @@ def beliefs_of(
         width = run.encode([pool.texts[number] for number in known]) if len(known) else np.empty((0, 1), np.float32)
         beliefs = replace(beliefs, known=width)
     return beliefs
+
+
+def ask_round(
+    session: Session,
+    run: Run,
+    pool: Pool,
+    number: int,
+    how: tuple[Strategy, int],
+    who: str,
+    read: Callable[[], str],
+    show: Callable[[str], object],
+) -> bool:
+    """Chooses the texts of a round, unless an earlier process chose them, and asks for them; False: the person quits.
+
+    Args:
+      number: of the round, from 1.
+      how: the strategy, and the number of texts.
+    """
+    if len(session.rounds) < number:
+        strategy, count = how
+        left = [each for each in range(len(pool.texts)) if each not in session.done()]
+        if not left:
+            raise ValueError("the pool is empty: no text is left to label.")
+        beliefs = beliefs_of(run, strategy, pool, left, sorted(session.taken()), number)
+        session.ask([left[place] for place in select(strategy, beliefs, count, number)], strategy, str(run.path))
+    numbers = session.rounds[number - 1]["numbers"]
+    shares = beliefs_of(run, "random", pool, numbers, [], number).shares
+    return ask(session, numbers, pool.texts, who, shares, read, show)
 
 
 def next_settings(config: Config, start: Path, run_dir: Path, pool: Pool, taken: Mapping[int, str]) -> Config:

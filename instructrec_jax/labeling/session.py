@@ -11,25 +11,30 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Literal, NotRequired, TypedDict
+from typing import IO, Literal, Required, TypedDict
 
 from instructrec_jax.files import append_jsonl, read_json, read_jsonl, try_lock, write_json
 
 Kind = Literal["label", "skip", "unsure", "undo"]
 
 
-class Line(TypedDict):
-    """A line of labels.jsonl. `thought`: the model's most probable label, `probability`: of it."""
+class Thought(TypedDict, total=False):
+    """What a person was shown: the text, and the model's most probable label with its probability."""
 
-    number: int
-    kind: Kind
-    label: NotRequired[str]
-    who: str
-    when: str
-    round: int
-    text: NotRequired[str]
-    thought: NotRequired[str | None]
-    probability: NotRequired[float | None]
+    text: str
+    thought: str
+    probability: float
+
+
+class Line(Thought, total=False):
+    """A line of labels.jsonl."""
+
+    number: Required[int]
+    kind: Required[Kind]
+    label: str
+    who: Required[str]
+    when: Required[str]
+    round: Required[int]
 
 
 class Asked(TypedDict):
@@ -78,7 +83,7 @@ class Session:
             write_json(path, about)
         kept = read_json(path, About)
         for name in ("fingerprint", "labels"):
-            if kept[name] != about[name]:  # type: ignore[literal-required]
+            if kept[name] != about[name]:
                 what = "texts" if name == "fingerprint" else "labels"
                 raise ValueError(f"{folder} has other {what} than {about['pool']} and the run: choose another --out.")
         lines = read_jsonl(folder / "labels.jsonl", Line) if (folder / "labels.jsonl").exists() else []
@@ -96,7 +101,9 @@ class Session:
         self.rounds.append(asked)
         return asked
 
-    def say(self, number: int, kind: Kind, who: str, *, label: str | None = None, **more: object) -> None:
+    def say(
+        self, number: int, kind: Kind, who: str, *, label: str | None = None, thought: Thought | None = None
+    ) -> None:
         """Appends an answer; it is on disk when this returns.
 
         Raises ValueError for a label that the session has not, and for nobody's name.
@@ -108,7 +115,7 @@ class Session:
         line: dict[str, object] = {"number": number, "kind": kind}
         line |= {} if label is None else {"label": label}
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line |= {"who": who, "when": now, "round": len(self.rounds), **more}
+        line |= {"who": who, "when": now, "round": len(self.rounds), **(thought or {})}
         append_jsonl(self.folder / "labels.jsonl", [line])
         self.lines.append(line)  # type: ignore[arg-type]
 

@@ -133,7 +133,8 @@ def kappa(one: np.ndarray, other: np.ndarray, size: int) -> float:
 
 def _committee(pool: Texts, known: np.ndarray, left: np.ndarray, size: int, seed: int) -> np.ndarray:
     """Probabilities by heads on bootstrap resamples of the labels, float64 [COMMITTEE, left, size]."""
-    rng, found = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    found: list[np.ndarray] = []
     while len(found) < COMMITTEE:
         drawn = known[rng.integers(0, len(known), len(known))]
         if len(np.unique(pool.labels[drawn])) > 1:

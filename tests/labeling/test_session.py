@@ -18,7 +18,7 @@ from pathlib import Path
 from instructrec_jax.labeling.session import About, Session
 session = Session.open(Path(sys.argv[1]), About(pool="pool.jsonl", fingerprint="abc", labels=["yes", "no"]))
 session.ask([4, 2, 7], "entropy", "run")
-session.say(4, "label", "ada", label="yes", thought="no", probability=0.6)
+session.say(4, "label", "ada", label="yes", thought={"thought": "no", "probability": 0.6})
 session.say(2, "unsure", "ada")
 os.kill(os.getpid(), signal.SIGKILL)
 """
