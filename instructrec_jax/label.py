@@ -38,7 +38,7 @@ def main(args: list[str]) -> None:
     first = Run.open(options.path, rest)
     check_task(first)
     pool = read_pool(first, options.pool)
-    labels = list(first.config.task.label_names)
+    labels = list(first.config.task.label_names or ())
     about = About(pool=options.pool, fingerprint=pool.fingerprint, labels=labels)
     with closing(Session.open(options.out, about)) as session:
         if not options.second:

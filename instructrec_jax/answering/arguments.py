@@ -302,8 +302,8 @@ def label_parser(doc: str) -> argparse.ArgumentParser:
     add("--pool", required=True, metavar="FILE", help="jsonl, json, csv, tsv or parquet file of texts")
     add("--out", type=Path, metavar="FOLDER", help="folder of the session, or of curves.json")
     choices = ("breaking_ties", "entropy", "bald", "badge", "core_set", "random")
-    default = "how texts are chosen (default: breaking_ties)"
-    add("--strategy", choices=choices, nargs="+", default=["breaking_ties"], help=default)
+    how = f"how texts are chosen: {', '.join(choices)} (default: breaking_ties)"
+    add("--strategy", choices=choices, nargs="+", default=["breaking_ties"], metavar="NAME", help=how)
     add("--batch", type=int, default=20, metavar="N", help="texts of a round (default: 20)")
     add("--rounds", type=int, default=5, metavar="N", help="rounds (default: 5)")
     add("--who", default="", metavar="NAME", help="who labels")

@@ -136,7 +136,7 @@ def audit(config: Config, options: AuditOptions = AuditOptions()) -> Audit:  # n
 
 def _labels(config: Config, rows: Rows, groups: np.ndarray, options: AuditOptions) -> tuple[LabelAudit, list[Finding]]:
     """groups: int64 [training examples], which near-duplicates share."""
-    names, count = config.task.label_names, len(groups)
+    names, count = list(config.task.label_names or ()), len(groups)
     for example in rows.examples[:count]:
         if example.output is None:
             raise ValueError(f"{example.where}: the example has no label: audit labeled examples.")

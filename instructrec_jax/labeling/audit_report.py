@@ -42,7 +42,7 @@ def summary(audit: Audit) -> dict[str, object]:
 
 def counts(audit: Audit) -> list[tuple[str, str, int, int]]:
     """(kind, its meaning, examples with it, examples dropped for it), by kind."""
-    rows = []
+    rows: list[tuple[str, str, int, int]] = []
     for kind, meaning in MEANING.items():
         own = audit.of(kind)
         found = {(f.split, f.number) for f in own}

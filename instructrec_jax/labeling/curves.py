@@ -40,7 +40,7 @@ def simulated(options: Namespace, rest: list[str]) -> Simulated:
         raise ValueError(f"--simulate needs task.type classification, not {config.task.name}.")
     data = RunData(config)
     run = Run.open(options.path) if is_run(options.path) else Run.open(options.path, settings_of(str(options.path)))
-    names = data.config.task.label_names
+    names = list(data.config.task.label_names or ())
     pool, test = (_texts(run, data.examples(split), names) for split in ("train", "test"))  # type: ignore[arg-type]
     plan = Plan(options.first, options.batch, options.rounds, options.seeds)
     curves: dict[Strategy, list[Curve]] = {}

@@ -27,11 +27,11 @@ def repeats(rows: Rows, keys: Sequence[str], pairs: Sequence[Pair], one_label: b
         found += _leaks(rows, members[keys[pair.first]], members[keys[pair.second]], pair.similarity)
     gone = {finding.number for finding in found if finding.dropped}
     firsts = [next((row for row in members[key] if rows.splits[row] == "train"), None) for key in keys]
-    near = [
-        (*sorted((one, other)), pair.similarity)
-        for pair in pairs
-        if (one := firsts[pair.first]) is not None and (other := firsts[pair.second]) is not None
-    ]
+    near: list[tuple[int, int, float]] = []
+    for pair in pairs:
+        one, other = firsts[pair.first], firsts[pair.second]
+        if one is not None and other is not None:
+            near.append((min(one, other), max(one, other), pair.similarity))
     for first, second, similarity in sorted(near, key=lambda each: (each[1], each[0])):
         same = rows.answer(first) == rows.answer(second)
         if {first, second} & gone or not same and not one_label:
