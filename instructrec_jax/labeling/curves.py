@@ -41,7 +41,7 @@ def simulated(options: Namespace, rest: list[str]) -> Simulated:
     data = RunData(config)
     run = Run.open(options.path) if is_run(options.path) else Run.open(options.path, settings_of(str(options.path)))
     names = list(data.config.task.label_names or ())
-    pool, test = (_texts(run, data.examples(split), names) for split in ("train", "test"))  # type: ignore[arg-type]
+    pool, test = (_texts(run, data.examples(split), names) for split in ("train", "test"))
     plan = Plan(options.first, options.batch, options.rounds, options.seeds)
     curves: dict[Strategy, list[Curve]] = {}
     for strategy in dict.fromkeys([*options.strategy, "random"]):
