@@ -14,6 +14,8 @@ VERBS = (
     "recommend",
     "prepare",
     "augment",
+    "audit",
+    "label",
     "export",
     "compress",
     "explain",

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 EXTRAS = {
     "aiohttp": "https",
     "datasets": "datasets",
+    "datasketch": "audit",
     "gcsfs": "gcs",
     "gguf": "gguf",
     "flatbuffers": "stablehlo",

@@ -11,6 +11,8 @@ ELSEWHERE = {
     "arrays": "adapters/test_dual_encoder.py",  # a name for a type
     "hf_types": "test_imports.py",  # names for types
     "adapters/mixture": "runs/test_ensemble.py",
+    "audit": "labeling/test_audit.py",
+    "label": "labeling/test_rounds.py",
     "compress": "compression/test_compress.py",
     "explain": "explanation/test_explain.py",
     "answering/comparison": "test_evaluate.py",

@@ -330,6 +330,43 @@ def augment_parser(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
+def audit_parser(doc: str) -> argparse.ArgumentParser:
+    parser = verb_parser("audit", doc, SETTINGS)
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="YAML file of settings, run directory, or file of labeled texts")
+    add("--out", type=Path, metavar="FOLDER", help="clean.jsonl, findings.jsonl, audit.json and report.html")
+    features = "of the classifier (default: vectors where backbone.path is set, else tfidf)"
+    add("--features", choices=("tfidf", "vectors"), help=features)
+    rule = "of confident learning: prune by class, by noise rate, or what both find (default: class)"
+    add("--rule", choices=("both", "class", "noise_rate"), default="class", help=rule)
+    add("--folds", type=int, default=5, metavar="K", help="of the out-of-fold predictions (default: 5)")
+    similarity = "Jaccard similarity of near-duplicates; 1: equal texts only (default: .8)"
+    add("--similarity", type=float, default=0.8, metavar="SHARE", help=similarity)
+    plant = "also flip this share of the labels, and measure how many are found (default: 0)"
+    add("--plant", type=float, default=0.0, metavar="SHARE", help=plant)
+    return parser
+
+
+def label_parser(doc: str) -> argparse.ArgumentParser:
+    parser = verb_parser("label", doc, SETTINGS)
+    add = parser.add_argument
+    add("path", type=run_path, metavar="RUN", help="run directory; with --simulate also a HuggingFace folder")
+    add("--pool", required=True, metavar="FILE", help="jsonl, json, csv, tsv or parquet file of texts")
+    add("--out", type=Path, metavar="FOLDER", help="folder of the session, or of curves.json")
+    choices = ("breaking_ties", "entropy", "bald", "badge", "core_set", "random")
+    how = f"how texts are chosen: {', '.join(choices)} (default: breaking_ties)"
+    add("--strategy", choices=choices, nargs="+", default=["breaking_ties"], metavar="NAME", help=how)
+    add("--batch", type=int, default=20, metavar="N", help="texts of a round (default: 20)")
+    add("--rounds", type=int, default=5, metavar="N", help="rounds (default: 5)")
+    add("--who", default="", metavar="NAME", help="who labels")
+    add("--second", action="store_true", help="label the texts that others labeled, without what the model thinks")
+    add("--simulate", action="store_true", help="learning curves from the labels of the pool")
+    add("--first", type=int, default=100, metavar="N", help="random labels that a curve begins with (default: 100)")
+    add("--seeds", type=int, default=5, metavar="N", help="curves of a strategy (default: 5)")
+    add("--reach", type=float, default=0.8, metavar="SHARE", help="accuracy to count labels for (default: .8)")
+    return parser
+
+
 def recommend_parser(doc: str) -> argparse.ArgumentParser:
     codes = "Exit status 1: some requests of --input failed; 2: an error stopped the command."
     parser = verb_parser("recommend", doc, f"{SETTINGS}\n{codes}")
