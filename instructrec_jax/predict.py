@@ -1,7 +1,6 @@
 """Answer new texts or records with a tuned run: `python -m instructrec_jax.predict RUN --input FILE`.
 
-    predict RUN --input new.csv --out labels.csv        every row with its prediction, beside its own columns
-    predict RUN --input new.jsonl --out top.parquet     .jsonl, .csv, .tsv or .parquet
+    predict RUN --input new.csv --out labels.csv        every row with its prediction (.csv, .tsv, .jsonl, .parquet)
     predict RUN --text "the film was dull"              one text, on the terminal
     predict HF_FOLDER --vectors --input FILE --out v.npy   embeddings of texts or pictures
     cat new.jsonl | predict RUN --input - | ...         JSON lines from stdin to stdout
@@ -35,9 +34,7 @@ def main(args: list[str]) -> None:
         raise ValueError("--out needs --input FILE; for a text or stdin, redirect stdout.")
     share = Share(*launch.independent_share(os.environ))
     if share.count > 1 and options.out is None:
-        raise ValueError(
-            f"the environment starts {share.count} processes, which share rows only with --input and --out."
-        )
+        raise ValueError(f"{share.count} processes share rows only with --input and --out.")
     if options.out is not None:  # before the model is read
         check_out(options.input, options.out, VECTOR_FORMATS if options.vectors else FORMATS)
     if options.vectors:
@@ -70,8 +67,8 @@ def encode_file(options: Namespace, settings: list[str], share: Share) -> Counts
     _ = run.embedder  # raises before rows are read
     asked, skip = identity(options, run, settings), options.on_bad_row == "skip"
     images = run.config.data.train[0].images if run.config.data.train else ""
-    how = {"asked": asked, "skip": skip, "share": share, "images": images}
-    return write_vectors(run.embedder, run.mapper, options.input, options.out, **how)
+    where = run.embedder, run.mapper, options.input, options.out
+    return write_vectors(*where, asked=asked, skip=skip, share=share, images=images)
 
 
 def identity(options: Namespace, run: Run, settings: list[str]) -> dict[str, object]:

@@ -19,7 +19,7 @@ from instructrec_jax.adapters.peft import TRAINED_HEADS, read_peft
 from instructrec_jax.adapters.quantized import Format, quantize_backbone, quantize_tables
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.backbones.clip import OLD_END
-from instructrec_jax.backbones.family import PAIR, TOKENIZER, WORDLESS, Backbone
+from instructrec_jax.backbones.family import PAIR, TOKENIZER, WORDLESS, Backbone, Family
 from instructrec_jax.backbones.folder import (
     family_of,
     find_folder,
@@ -105,33 +105,13 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
     family = family_of(network)
     if compares:
         check_pair(config, folder, network.model_type, family.kind)
-    if (config.task.reads_images or family.kind == TOKENIZER) and (
-        (family.kind == TOKENIZER) != config.task.draws_images
-    ):
-        needs = "an image tokenizer (fsq_tokenizer)" if config.task.draws_images else "a network that reads images"
-        raise ValueError(
-            f"task.type {config.task.name} needs {needs}, but {folder} holds another one (model_type "
-            f"{network.model_type!r}): see docs/images.md."
-        )
-    if family.kind in WORDLESS and config.task.reads_images:
+    check_kind(config, folder, network, family)
+    if family.kind in WORDLESS:
         return config.task.build(media_context(config, folder, network, family.kind))
-    if family.kind in WORDLESS or family.sounds != config.task.reads_sounds:
-        kinds = "an encoder–decoder that reads sounds (Whisper)" if config.task.reads_sounds else "a network of words"
-        raise ValueError(
-            f"task.type {config.task.name} needs {kinds}, but {folder} holds another one (model_type "
-            f"{network.model_type!r}): see docs/sound.md."
-        )
     limit = input_limit(network) + compares  # an image is one token more, beside its caption
     tokenizer = open_tokenizer(folder, network)
-    least = tokenizer.num_special_tokens_to_add() + 1
-    if config.data.max_length < least:
-        raise ValueError(
-            f"data.max_length is {config.data.max_length}, but a one-word text has {least} tokens: raise it."
-        )
-    if config.data.max_length > limit and not family.sounds:  # a row holds several sounds
-        raise ValueError(
-            f"data.max_length is {config.data.max_length}, but the backbone reads at most {limit} tokens: lower it."
-        )
+    # a row holds several sounds
+    check_length(config.data.max_length, tokenizer, None if family.sounds else limit)
     lower_case = read_pooling(folder).lower_case
     media: MediaReader | None = sound_reader(folder, network, limit) if family.sounds else None
     if compares and family.tower is not None:
@@ -171,6 +151,34 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
             f"task.max_target_length is {longest}, but the network writes at most {written} tokens: lower it."
         )
     return task
+
+
+def check_kind(config: Config, folder: Path, network: PretrainedConfig, family: Family) -> None:
+    """Raises ValueError for a network whose inputs are not those of the task: words, images, or sounds."""
+    task = config.task
+    tokenizes, docs = family.kind == TOKENIZER, "docs/images.md"
+    if (task.reads_images or tokenizes) and tokenizes != task.draws_images:
+        needs = "an image tokenizer (fsq_tokenizer)" if task.draws_images else "a network that reads images"
+    elif not (family.kind in WORDLESS and task.reads_images) and (
+        family.kind in WORDLESS or family.sounds != task.reads_sounds
+    ):
+        needs = "an encoder–decoder that reads sounds (Whisper)" if task.reads_sounds else "a network of words"
+        docs = "docs/sound.md"
+    else:
+        return
+    raise ValueError(
+        f"task.type {task.name} needs {needs}, but {folder} holds another one (model_type {network.model_type!r}): "
+        f"see {docs}."
+    )
+
+
+def check_length(max_length: int, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> None:
+    """Raises ValueError for a data.max_length with no room for a word, or above what the backbone reads."""
+    least = tokenizer.num_special_tokens_to_add() + 1
+    if max_length < least:
+        raise ValueError(f"data.max_length is {max_length}, but a one-word text has {least} tokens: raise it.")
+    if limit is not None and max_length > limit:
+        raise ValueError(f"data.max_length is {max_length}, but the backbone reads at most {limit} tokens: lower it.")
 
 
 def check_padded(context: TaskContext, limit: int) -> None:
