@@ -45,8 +45,8 @@ class Config:
     """Settings of a training run; evaluate, export and the other verbs read them from its run directory."""
 
     run_dir: str = "runs/unnamed"  # folder that the run writes; an interrupted run resumes from it
-    # delete the earlier run in run_dir and start again. If the same command with overwrite started that run and did not
-    # finish it, resume it instead, so that the command can be repeated after a preemption
+    # delete the earlier run in run_dir. If the same command with overwrite started that run and did not finish it,
+    # resume it instead, so that the command can be repeated after a preemption
     overwrite: bool = False
     # run directory whose tuned parameters this run starts from, in place of backbone.path, with a new optimizer; they
     # are written to RUN_DIR.initial. null: start from backbone.path

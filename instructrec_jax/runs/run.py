@@ -83,7 +83,10 @@ def _picture(record: Mapping[str, object]) -> Picture:
     """The picture of {"image": ...}. Raises ValueError for another record."""
     pictures = read_pictures(record.get("image"), ANYWHERE)
     if set(record) != {"image"} or len(pictures) != 1:
-        raise ValueError(f"expected {{'image': one picture}}, found {len(pictures)} pictures, and fields {[*record]}.")
+        raise ValueError(
+            f"texts is a record with the fields {[*record]} and {len(pictures)} pictures: give a text, or "
+            "{'image': one picture}."
+        )
     return pictures[0]
 
 

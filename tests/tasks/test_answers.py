@@ -4,11 +4,15 @@ import inspect
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
+from instructrec_jax.data.media.drawing import data_uri
 from instructrec_jax.tasks import answers as module
 from instructrec_jax.tasks.answers import (
     ChoiceAnswer,
+    CodesAnswer,
+    ImageAnswer,
     ItemsAnswer,
     LabelAnswer,
     LabelsAnswer,
@@ -30,6 +34,8 @@ ANSWERS: list[tuple[Any, object, set[str]]] = [
     (SpanAnswer("", None, None, -1.5), "", {"start", "end", "ahead_of_no_answer"}),
     (TextAnswer("漢字 🎬"), "漢字 🎬", set()),
     (TextAnswer("yes", -0.25), "yes", {"log_probability"}),
+    (CodesAnswer((3, 0, 7)), [3, 0, 7], set()),
+    (ImageAnswer(np.zeros((2, 2, 3)), -4.5), data_uri(np.zeros((2, 2, 3))), {"log_probability"}),
     (ChoiceAnswer("a", 0.7, {"a": 1.0, "b": 0.0}), "a", {"probability", "candidates"}),
     (ItemsAnswer((RankedItem("i1", "Moon", 0.5), RankedItem("i0", "Alien", 0.5))), ["i1", "i0"], {"items"}),
     (ItemsAnswer(), [], {"items"}),
