@@ -142,7 +142,7 @@ def abstract_batch(config: Config, task: Task, mesh: DeviceMesh) -> Batch:
     For a batch size in examples, the number of rows is the number of examples, its upper bound.
     """
     multiple = config.accumulation * data_shards(mesh)
-    if as_language_model(task) is not None:
+    if as_language_model(task) is not None and not task.couples_examples:
         check_batch(config, task, multiple)
         rows = config.data.batch_rows or -(-int(config.data.examples_per_step or 1) // multiple) * multiple
         length, target = config.data.max_length, task.max_target_length

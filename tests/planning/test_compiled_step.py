@@ -16,7 +16,13 @@ from instructrec_jax.backbones.tokenizer import open_tokenizer
 from instructrec_jax.data.batch import Batch, Rows
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
-from instructrec_jax.planning.compiled_step import ARCHITECTURES, abstract_batch, planning_folder, texts_of
+from instructrec_jax.planning.compiled_step import (
+    ARCHITECTURES,
+    abstract_batch,
+    compile_step,
+    planning_folder,
+    texts_of,
+)
 from instructrec_jax.runs.config import Config, parse
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.model import open_task
@@ -99,6 +105,18 @@ def test_other_tasks_have_the_first_batch_of_their_data(checkpoint: Path, tmp_pa
     assert jax.tree.structure(found) == jax.tree.structure(first)
     for shape, array in zip(jax.tree.leaves(found), jax.tree.leaves(first), strict=True):
         assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
+
+
+def test_a_language_model_that_compares_answers_has_its_own_arrays(
+    language_models: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = [{"instruction": "a film " * (n % 3 + 1), "output": "good", "candidates": ["bad"]} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = ["--data.train", str(tmp_path / "rows.jsonl"), "--data.batch_size", "4", "--task.template", "plain"]
+    config = config_of(language_models["llama"], *source, task="preference")
+    step = compile_step(config, language_models["llama"], make_mesh(MeshConfig(), jax.devices()[:1]))
+    assert step.state.buffers["reference"].shape == (3, 2)  # of three different prompts
+    assert step.texts.tokens > 0
 
 
 # ------------------------------------------------------------------ sizes for the FLOP count
