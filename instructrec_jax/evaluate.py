@@ -20,7 +20,6 @@ from instructrec_jax.answering.arguments import evaluate_parser, parse_with_sett
 from instructrec_jax.answering.comparison import Beside, evaluate
 from instructrec_jax.answering.ensembles import How, make_ensemble
 from instructrec_jax.answering.language_model import LanguageModel
-from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.evaluation.prompt_variants import read_wordings
 from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.explanation.overview import explanations
@@ -56,12 +55,14 @@ def main(args: list[str]) -> None:
         baselines=not options.no_baselines,
     )
     run = ensemble(options, out, rest) if several else Run.open(path, rest, step=options.step)
+    # first, so that what it lacks is said before a long evaluation
+    explained = None if options.explanations is None else explanations(run, options.explanations)
     evaluate(run, out, split=options.split, beside=beside)
-    if options.explanations is not None:
+    if explained is not None:
         folder = path if is_run(path) and not several else out
-        with heartbeat(f"explaining {options.explanations} examples"):
-            write_json(folder / "explanations.json", explanations(run, options.explanations))
+        write_json(folder / "explanations.json", explained)
         print(f"written: {write_report(folder)}, with explanations")
+        send(path)
 
 
 def ensemble(options: Namespace, out: Path, settings: list[str]) -> Run:

@@ -39,11 +39,15 @@ class PushedTarget(TypedDict):
 
 
 class Explanations(TypedDict):
-    """See `explanation.overview`. `method` is that of texts and targets; without it none beats random orders."""
+    """See `explanation.overview`. `method` is that of texts and targets; without it none beats random orders.
+
+    unconverged: texts whose integrated gradients have a completeness error above 1%.
+    """
 
     texts_measured: int
     random: tuple[str, str]
     methods: list[MeasuredMethod]
     method: NotRequired[str]
+    unconverged: int
     texts: list[ShadedText]
     targets: list[PushedTarget]

@@ -19,7 +19,7 @@ from instructrec_jax.explanation.words import Words, read_words, without
 from instructrec_jax.runs.predictions import Asker, Record, fields_of, rows_of
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.base import Encoded
-from instructrec_jax.tasks.objective import Choice, Objective
+from instructrec_jax.tasks.objective import Choice, NothingToExplain, Objective
 
 Method = Literal["integrated", "gradient", "occlusion"]
 METHODS: tuple[Method, ...] = ("integrated", "gradient", "occlusion")
@@ -110,13 +110,25 @@ class Explainer:
         return found
 
     def of_validation(self, limit: int) -> list[Explanation]:
-        """The explanations of `drawn` examples of data.validation: of the first objective of each, by each method."""
+        """The explanations of `drawn` examples of data.validation: of the first objective of each, by each method.
+
+        Examples without anything to explain are left out.
+        """
         found = []
         for encoded in drawn(self.run, limit).values():
-            objective = self.run.task.objectives(self.asker.predict, encoded, Choice())[0]
-            words = self.words(objective, encoded)
-            found += [self.one(method, objective, encoded, words) for method in self.methods]
+            asked = self.first_objective(encoded, Choice())
+            if asked is not None:
+                objective, words = asked
+                found += [self.one(method, objective, encoded, words) for method in self.methods]
         return found
+
+    def first_objective(self, encoded: Encoded, choice: Choice) -> tuple[Objective, Words] | None:
+        """The first number of an example that is explained, and its words; None: it has nothing to explain."""
+        try:
+            objective = self.run.task.objectives(self.asker.predict, encoded, choice)[0]
+            return objective, self.words(objective, encoded)
+        except NothingToExplain:
+            return None
 
     def words(self, objective: Objective, encoded: Encoded) -> Words:
         tokenizer = self.run.task.context.tokenizer

@@ -84,10 +84,10 @@ def faithfulness(explainer: Explainer, choice: Choice, limit: int = 100) -> Fait
     used: list[Encoded] = []
     unit = ""
     for number, encoded in cases.items():
-        objective = run.task.objectives(explainer.asker.predict, encoded, choice)[0]
-        words = explainer.words(objective, encoded)
-        if len(words.words) < 2:
+        asked = explainer.first_objective(encoded, choice)
+        if asked is None or len(asked[1].words) < 2:
             continue
+        objective, words = asked
         found = measure(explainer, objective, encoded, words, np.random.default_rng([run.config.seed, number]))
         if found is not None:
             measured.append(found)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from instructrec_jax.answering.evidence import word_places
+from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.evaluation.explained import (
     Explanations,
     MeasuredMethod,
@@ -23,7 +24,7 @@ from instructrec_jax.tasks.objective import Choice
 SHOWN = 20  # texts with their words shaded
 WORDS = 10  # of a target
 TARGETS = 20
-STEPS = 32  # most points of integrated gradients: a report's figure needs no error of 1%
+STEPS = 32  # most points of integrated gradients: an error above 1% is counted and said
 
 
 def explanations(run: Run, limit: int) -> Explanations:
@@ -39,6 +40,11 @@ def explanations(run: Run, limit: int) -> Explanations:
     """
     if jax.process_count() > 1:
         raise ValueError("--explanations runs on one process: leave it out here, and evaluate once more on one.")
+    with heartbeat(f"explaining {limit} examples"):
+        return _explanations(run, limit)
+
+
+def _explanations(run: Run, limit: int) -> Explanations:
     # An ensemble has no gradients, so it is explained by leaving words out.
     methods = ("occlusion",) if run.members else METHODS
     explainer = Explainer(run, methods, most=STEPS)
@@ -47,6 +53,7 @@ def explanations(run: Run, limit: int) -> Explanations:
         "texts_measured": measured.texts,
         "random": (f"{measured.random[0]:.3f}", f"{measured.random[1]:.3f}"),
         "methods": [_method(row) for row in measured.rows],
+        "unconverged": 0,
         "texts": [],
         "targets": [],
     }
@@ -56,6 +63,7 @@ def explanations(run: Run, limit: int) -> Explanations:
     explained = Explainer(run, (best.method,), most=STEPS).of_validation(limit)
     return found | {
         "method": NAMES[best.method],
+        "unconverged": sum(each.converged is False for each in explained),
         "texts": [shaded(each) for each in explained[:SHOWN]],
         "targets": pushed(explained),
     }

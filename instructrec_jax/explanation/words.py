@@ -15,7 +15,7 @@ from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import check_fast
 from instructrec_jax.hf_types import PreTrainedTokenizerBase
-from instructrec_jax.tasks.objective import Reading
+from instructrec_jax.tasks.objective import NothingToExplain, Reading
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def read_words(text: Text, readings: Sequence[Reading], tokenizer: PreTrainedTok
     The strings are tokenized again, and these tokens found in the text's: so it does not matter what a task puts
     around and between them, or cuts off.
 
-    Raises ValueError for a text in which no word is read.
+    Raises NothingToExplain for a text in which no word is read.
     """
     check_fast(tokenizer)
     ids: list[int] = []
@@ -59,7 +59,7 @@ def read_words(text: Text, readings: Sequence[Reading], tokenizer: PreTrainedTok
         found[block.b : block.b + block.size] = words_of_ids[block.a : block.a + block.size]
     read = [word for word in names if word in set(found)]
     if not read:
-        raise ValueError("the text has no word, so there is nothing to explain.")
+        raise NothingToExplain("the text has no word, so there is nothing to explain.")
     number = {word: place for place, word in enumerate(read)}
     owner = np.array([number.get(word, -1) for word in found], np.int32)
     unread = tuple(name for word, name in names.items() if word not in number)

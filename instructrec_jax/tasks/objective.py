@@ -68,6 +68,10 @@ class Objective:
     value: Callable[..., jax.Array] | None = None
 
 
+class NothingToExplain(ValueError):
+    """An example without words to explain, or for which the network writes nothing."""
+
+
 def place_of(name: str, names: Sequence[str], what: str) -> int:
     """The place of a name. Raises ValueError for an unknown one, with those that there are."""
     if name not in names:

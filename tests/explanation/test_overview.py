@@ -11,7 +11,7 @@ from instructrec_jax.explanation import overview
 from instructrec_jax.explanation.explain import Explanation
 from instructrec_jax.explanation.faithfulness import Faithfulness, MethodRow
 from instructrec_jax.explanation.overview import most_faithful, pushed, shaded
-from instructrec_jax.files import read_json
+from instructrec_jax.files import read_json, write_jsonl
 from instructrec_jax.runs.config import Config
 
 BETTER, WORSE, NONE = (0.5, 0.25, 0.75), (-0.5, -0.75, -0.25), (0.0, -0.1, 0.1)
@@ -79,3 +79,20 @@ def test_the_report_has_them(
 def test_too_few_examples_are_named(finished: Config) -> None:
     with pytest.raises(ValueError, match="asked of 1 examples"):
         evaluate.main([finished.run_dir, "--explanations", "1", "--no_baselines", "--split", "validation"])
+
+
+def test_texts_without_words_are_left_out_and_open_integrals_counted(
+    finished: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished.run_dir, folder)
+    texts = ["a good film about war", "?!", "a dull old book about love", "very bright music"]
+    write_jsonl(tmp_path / "few.jsonl", [{"instruction": text, "output": "war"} for text in texts])
+    monkeypatch.setattr(overview, "most_faithful", lambda measured: measured.rows[0])
+    monkeypatch.setattr("instructrec_jax.explanation.explain.TOLERANCE", 0.0)  # no integral is that exact
+    evaluate.main(
+        [str(folder), "--explanations", "4", "--no_baselines", "--data.validation", str(tmp_path / "few.jsonl")]
+    )
+    found, page = shown(folder)
+    assert found["texts_measured"] == len(found["texts"]) == found["unconverged"] == 3
+    assert "The integrals of 3 texts have a completeness error above 1%" in page

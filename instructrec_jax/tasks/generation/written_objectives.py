@@ -16,7 +16,7 @@ from instructrec_jax.data.prompts import conversation, question
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.tasks.base import Network
 from instructrec_jax.tasks.encoded import Encoded
-from instructrec_jax.tasks.objective import Choice, Objective, Reading, refuse_contrast
+from instructrec_jax.tasks.objective import Choice, NothingToExplain, Objective, Reading, refuse_contrast
 from instructrec_jax.tasks.prediction import Predict
 
 EXPLAINED = 16  # written tokens at most
@@ -54,7 +54,7 @@ def written_objectives(task: Writing, predict: Predict, encoded: Encoded, choice
     (asked,) = task.asked([encoded])
     (said,) = predict.write([asked.tokens], settings, task.seen([asked]))
     if not said.text.strip():
-        raise ValueError("the network writes nothing for this prompt, so there is nothing to explain.")
+        raise NothingToExplain("the network writes nothing for this prompt, so there is nothing to explain.")
 
     def answered(e: Encoded) -> Encoded:
         return task.encode([replace(e.example, output=said.text.strip())])[-1]
