@@ -239,6 +239,8 @@ def _open(config: ModelConfig) -> Run | LanguageModel | str:
 def _unserved(config: ModelConfig, task: Task, *, writes: bool) -> str:
     """Why a run on pictures or sounds is not served; "" for one that is."""
     read = task.context.pixels
+    if task.learns_images:
+        return f"{config.path} draws pictures, which the service does not: use `generate --task image` or `predict`."
     if read is not None and read.kind is Sound:
         return f"{config.path} reads sounds, which the service does not: use `predict`."
     if task.context.image_tokens is not None and not writes:

@@ -13,7 +13,7 @@ from PIL import Image
 from task_cases import drawn
 from tiny_runs import changed, final_parameters, rows
 
-from instructrec_jax import generate, predict, train
+from instructrec_jax import evaluate, generate, predict, train
 from instructrec_jax.answering.drawing import Drawer
 from instructrec_jax.answering.exporting import export
 from instructrec_jax.answering.language_model import LanguageModel
@@ -26,6 +26,8 @@ from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.run import Run
+from instructrec_jax.service.models import open_service
+from instructrec_jax.service.settings import ModelConfig, ServeConfig
 from instructrec_jax.tasks import ImageTokenizationConfig, TextToImageConfig
 from instructrec_jax.training.checkpoint import CheckpointConfig
 from instructrec_jax.training.optimizer import OptimizerConfig
@@ -101,6 +103,24 @@ def test_predictions_are_the_pictures_of_an_evaluation(tuned: Config, tmp_path: 
     assert row["prediction"].startswith("data:image/png;base64,") and row["log_probability"] < 0
     report = (Path(tuned.run_dir) / "report.html").read_text()
     assert report.count('<img src="data:image/png;base64,') == 24  # given and drawn, of all twelve
+
+
+def test_a_run_draws_without_its_judge(tuned: Config, tmp_path: Path) -> None:
+    """Which scores evaluations alone; training says before its first step that it is not there."""
+    gone = ["--task.judge", "./gone"]
+    assert len(Drawer(tuned.run_dir, gone).draw(["a good film"])) == 1
+    with pytest.raises(ValueError, match=r"\./gone is not a folder"):
+        evaluate.main([tuned.run_dir, *gone, "--no_baselines", "--out", str(tmp_path / "out")])
+    tokenizer = str(Path(tuned.run_dir).parent / "moved")
+    config = changed(tuned, run_dir=str(tmp_path / "run"), task__tokenizer=tokenizer, task__judge="./gone")
+    with pytest.raises(ValueError, match=r"\./gone is not a folder"):
+        train.train(config)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_the_service_says_that_it_does_not_draw(tuned: Config) -> None:
+    with pytest.raises(ValueError, match="draws pictures, which the service does not: use `generate --task image`"):
+        open_service(ServeConfig(models=[ModelConfig(path=tuned.run_dir)]))
 
 
 def test_resumed_as_if_never_stopped(tuned: Config, tmp_path: Path) -> None:

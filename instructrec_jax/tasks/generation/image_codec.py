@@ -22,6 +22,23 @@ Parameters = nnx.State[Hashable, object]
 BATCH = 64  # images that are computed together
 
 
+def exported(named: str, setting: str, kind: str, wanted: str) -> Path:
+    """The HuggingFace folder that a setting names.
+
+    Raises ValueError for a run directory, and for a folder whose network is not of this kind (see `backbones.family`).
+    """
+    if (Path(named).expanduser() / "config.yaml").is_file():
+        raise ValueError(
+            f"{setting} is {named}, a run directory: write its folder with `python -m instructrec_jax.export {named} "
+            "--out FOLDER`, and name that."
+        )
+    folder = find_folder(named)
+    config = read_config(folder, images=True)
+    if family_of(config).kind != kind:
+        raise ValueError(f"{setting} is {folder}, which holds a {config.model_type}: name {wanted}.")
+    return folder
+
+
 @dataclass(frozen=True)
 class ImageCodec:
     """A folder with an image tokenizer; its weights are read when they are first needed."""
@@ -40,20 +57,8 @@ class ImageCodec:
                 "task.tokenizer is not set: name the folder of an image tokenizer, such as an export of an "
                 "image_tokenization run."
             )
-        folder = own if own.is_dir() else Path(named).expanduser()
-        if (folder / "config.yaml").is_file():
-            raise ValueError(
-                f"task.tokenizer is {folder}, a run directory: write its folder with `python -m instructrec_jax.export "
-                f"{folder} --out FOLDER`, and name that."
-            )
-        folder = find_folder(folder)
-        config = read_config(folder, images=True)
-        if family_of(config).kind != TOKENIZER:
-            raise ValueError(
-                f"task.tokenizer is {folder}, which holds a {config.model_type}: name the folder of an image tokenizer "
-                "(model_type fsq_tokenizer)."
-            )
-        return cls(folder)
+        wanted = "the folder of an image tokenizer (model_type fsq_tokenizer)"
+        return cls(exported(str(own) if own.is_dir() else named, "task.tokenizer", TOKENIZER, wanted))
 
     def __reduce__(self) -> tuple[type["ImageCodec"], tuple[Path]]:
         return ImageCodec, (self.folder,)  # worker processes read the weights again

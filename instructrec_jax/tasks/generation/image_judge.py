@@ -10,13 +10,14 @@ import numpy as np
 from flax import nnx
 
 from instructrec_jax.backbones.family import PAIR
-from instructrec_jax.backbones.folder import family_of, find_folder, read_config
+from instructrec_jax.backbones.folder import family_of, read_config
 from instructrec_jax.backbones.image_text import ImageText
 from instructrec_jax.backbones.reading import input_limit, load_backbone
 from instructrec_jax.backbones.tokenizer import open_tokenizer
 from instructrec_jax.data.media.picture import Picture
 from instructrec_jax.data.media.pixels import PixelReader
 from instructrec_jax.metrics.ranking import Ranks
+from instructrec_jax.tasks.generation.image_codec import exported
 
 CANDIDATES = 100  # captions that a picture is compared with, its own among them
 BATCH = 64
@@ -31,19 +32,7 @@ class ImageJudge:
     @classmethod
     def of(cls, named: str) -> "ImageJudge":
         """Raises ValueError for a run directory and for a folder of another kind."""
-        if (Path(named) / "config.yaml").is_file():
-            raise ValueError(
-                f"task.judge is {named}, a run directory: write its folder with `python -m instructrec_jax.export "
-                f"{named} --out FOLDER`, and name that."
-            )
-        folder = find_folder(named)
-        config = read_config(folder, images=True)
-        if family_of(config).kind != PAIR:
-            raise ValueError(
-                f"task.judge is {folder}, which holds a {config.model_type}: name a pair of an image and a text "
-                "network (CLIP, SigLIP)."
-            )
-        return cls(folder)
+        return cls(exported(named, "task.judge", PAIR, "a pair of an image and a text network (CLIP, SigLIP)"))
 
     def __reduce__(self) -> tuple[type["ImageJudge"], tuple[Path]]:
         return ImageJudge, (self.folder,)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -45,9 +46,7 @@ class TextToImageConfig(LanguageModelConfig):
     asks_about_images: ClassVar[bool] = False
     draws_texts: ClassVar[bool] = True
     template: TemplateName = "plain"  # how a prompt is written; plain: the instruction alone
-    tokenizer: str = (
-        ""  # folder of an image tokenizer; "": the copy in the backbone's folder, as a run or export has it
-    )
+    tokenizer: str = ""  # folder of an image tokenizer; "": the copy in the folder of the backbone, run or export
     blank_prompts: float = 0.1  # share of prompts that training leaves blank, for guidance; 0: none
     guidance_scale: float = 3.0  # of evaluations: above 1, pictures are closer to the prompt and vary less
     temperature: float = 1.0  # of evaluations
@@ -75,7 +74,6 @@ class TextToImageTask(LanguageModelTask):
             raise ValueError("task.train_on all is for texts: set completions, to learn the codes of images.")
         assert context.folder is not None
         self.codec = ImageCodec.find(context.folder, config.tokenizer)
-        self.judge = ImageJudge.of(config.judge) if config.judge else None
         self.first_code = self._first_code()
         last = self.first_code + self.codec.spec.code_count
         pad = self.tokenizer.pad_token_id
@@ -95,6 +93,15 @@ class TextToImageTask(LanguageModelTask):
                 temperature=config.temperature, guidance_scale=config.guidance_scale, seed=context.seed, batch_size=32
             )
         )
+
+    @cached_property
+    def judge(self) -> ImageJudge | None:
+        """Opened where pictures are scored, so that a run draws without it."""
+        return ImageJudge.of(self.config.judge) if self.config.judge else None
+
+    def check(self, encoded: Sequence[Encoded]) -> None:
+        super().check(encoded)
+        _ = self.judge  # a wrong folder is said before training
 
     def _first_code(self) -> int:
         """The token of code 0, which those of the others follow. Raises ValueError for a tokenizer without them."""
