@@ -1,12 +1,13 @@
 """Simulated labeling from the command line: the data, the curves of all strategies and seeds, and their table."""
 
 from argparse import Namespace
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from instructrec_jax.data.mixture import Mixture
 from instructrec_jax.data.prompts import render
+from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.evaluation.layout import aligned
 from instructrec_jax.files import write_json
 from instructrec_jax.labeling.simulate import Comparison, Curve, Plan, Texts, compare, learning_curve
@@ -54,8 +55,10 @@ def simulated(options: Namespace, rest: list[str]) -> Simulated:
 def _settings(options: Namespace, rest: list[str]) -> Config:
     """The settings whose data.train is the pool."""
     if is_run(options.path):
-        config = run_settings(options.path, [*rest, "--data.train", options.pool])
-        return config
+        config = run_settings(options.path, rest)
+        read = [SourceConfig(images=each.images, fields=each.fields, task=each.task) for each in config.data.train[:1]]
+        pool = replace(read[0] if read else SourceConfig(), path=options.pool)  # with the columns of the run's data
+        return replace(config, data=replace(config.data, train=[pool]))
     return parse(Config, ["--task.type", "classification", "--data.train", options.pool, *rest])
 
 

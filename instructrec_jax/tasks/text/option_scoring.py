@@ -147,7 +147,7 @@ def options_of(example: Example, name: str, config: OptionsConfig) -> Options:
             + (
                 "; task.negatives draws them from known targets only."
                 if config.negatives
-                else ", or set task.labels or task.negatives."
+                else " (of a text cell, fields.separator makes a list), or set task.labels or task.negatives."
             )
         )
     if said not in names:
