@@ -115,10 +115,16 @@ def test_guidance_is_only_for_runs_that_learned_without_prompts(drawing: dict[st
         ({"blank_prompts": 1.0}, "task.blank_prompts should be from 0"),
         ({"train_on": "all"}, "task.train_on all"),
         ({"temperature": -1.0}, "temperature"),
-        ({"judge": str(drawing["fsq"])}, "task.judge"),
     ):
         with pytest.raises(ValueError, match=said):
             opened(drawing["draw llama"], **settings)
+
+
+def test_a_judge_that_is_none_is_named_before_training(drawing: dict[str, Path]) -> None:
+    """It is opened when pictures are scored, so a run draws where the judge's folder is gone."""
+    task = opened(drawing["draw llama"], judge=str(drawing["fsq"]))
+    with pytest.raises(ValueError, match="task.judge"):
+        task.check(task.encode(MADE[:2]))
 
 
 def test_unusable_examples_are_named(drawing: dict[str, Path], tmp_path: Path) -> None:
