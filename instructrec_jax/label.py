@@ -1,22 +1,24 @@
 """Label the texts from which a run learns most: `python -m instructrec_jax.label RUN --pool FILE`.
 
-    label RUN --pool new.jsonl --out session --who ada     rounds of choosing, asking and training, on the terminal
+    label RUN --pool new.jsonl --out session --who ada     rounds of choosing, asking and training
     label RUN --pool new.jsonl --out session --who bob --second   the same texts again, and how far both agree
     label FOLDER --pool known.jsonl --data.test test.jsonl --simulate --strategy breaking_ties badge
                                                            learning curves on texts whose labels are known
 
-Each answer is on disk before the next question; the same command goes on with a session that was ended or killed. After
-a round, training starts from the last parameters (init_from), with the run's own data and all new labels. --simulate
-trains a logistic head on frozen vectors instead, for --seeds seeds, and compares with random.
+Questions are asked on the terminal, or with --page in the browser. Each answer is on disk before the next question; the
+same command goes on with a session that was ended or killed. After a round, training starts from the last parameters
+(init_from), with the run's own data and all new labels. --simulate trains a logistic head on frozen vectors instead,
+for --seeds seeds, and compares with random.
 """
 
-import sys
 from argparse import Namespace
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 from instructrec_jax.answering.arguments import label_parser, parse_with_settings
-from instructrec_jax.labeling.asking import ask
+from instructrec_jax.labeling.asking import Terminal
 from instructrec_jax.labeling.curves import simulated, write_curves
+from instructrec_jax.labeling.label_page import LabelPage
+from instructrec_jax.labeling.questions import Asker, Questions
 from instructrec_jax.labeling.rounds import Pool, ask_round, check_task, next_settings, read_pool
 from instructrec_jax.labeling.session import About, Session
 from instructrec_jax.runs.config import main_guard
@@ -40,31 +42,33 @@ def main(args: list[str]) -> None:
     pool = read_pool(first, options.pool)
     labels = list(first.config.task.label_names or ())
     about = About(pool=options.pool, fingerprint=pool.fingerprint, labels=labels)
-    with closing(Session.open(options.out, about)) as session:
+    with closing(Session.open(options.out, about)) as session, ExitStack() as stack:
+        page = None if options.page is None else stack.enter_context(closing(LabelPage(options.page)))
+        asker: Asker = page or Terminal()
         if not options.second:
-            rounds(options, session, first, pool)
+            rounds(options, session, first, pool, asker)
             return
         again = sorted(session.done() - session.answered(options.who))
-        ask(session, again, pool.texts, options.who, None, sys.stdin.readline, print)
-        session.report(options.who, print)
+        asker.ask(Questions(session, again, pool.texts, options.who, None))
+        session.report(options.who, asker.say)
 
 
-def rounds(options: Namespace, session: Session, first: Run, pool: Pool) -> None:
+def rounds(options: Namespace, session: Session, first: Run, pool: Pool, asker: Asker) -> None:
     """Asks and trains, round by round; what an earlier call has done is not done again."""
     run, asked = first, (options.strategy[0], options.batch)
     for number in range(1, options.rounds + 1):
         target = options.out / f"round-{number}"
         if not is_finished(target):
-            if not ask_round(session, run, pool, number, asked, options.who, sys.stdin.readline, print):
-                print(f"{len(session.taken()):,} labels in {options.out}. The same command goes on.")
+            if not ask_round(session, run, pool, number, asked, options.who, asker):
+                asker.say(f"{len(session.taken()):,} labels in {options.out}. The same command goes on.")
                 return
-            session.report(options.who, print)
+            session.report(options.who, asker.say)
             if not session.taken():
-                print("no label was given: the next round asks without training")
+                asker.say("no label was given: the next round asks without training")
                 continue
             train(next_settings(first.config, run.path, target, pool, session.taken()))
         run = Run.open(target)
-    print(f"{len(session.taken()):,} labels in {options.out}; the last run: {run.path}. More rounds: --rounds.")
+    asker.say(f"{len(session.taken()):,} labels in {options.out}; the last run: {run.path}. More rounds: --rounds.")
 
 
 if __name__ == "__main__":

@@ -359,6 +359,8 @@ def label_parser(doc: str) -> argparse.ArgumentParser:
     add("--batch", type=int, default=20, metavar="N", help="texts of a round (default: 20)")
     add("--rounds", type=int, default=5, metavar="N", help="rounds (default: 5)")
     add("--who", default="", metavar="NAME", help="who labels")
+    page = "ask on a page in the browser of this machine, at this port (default: 8765; 0: any)"
+    add("--page", type=int, nargs="?", const=8765, metavar="PORT", help=page)
     add("--second", action="store_true", help="label the texts that others labeled, without what the model thinks")
     add("--simulate", action="store_true", help="learning curves from the labels of the pool")
     add("--first", type=int, default=100, metavar="N", help="random labels that a curve begins with (default: 100)")

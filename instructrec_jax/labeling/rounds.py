@@ -1,6 +1,6 @@
 """Rounds of labeling with a run: the pool, what the run believes of it, and the settings of the next training."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import render
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.files import write_jsonl
-from instructrec_jax.labeling.asking import ask
+from instructrec_jax.labeling.questions import Asker, Questions
 from instructrec_jax.labeling.session import Session
 from instructrec_jax.labeling.strategies import NEEDS, Beliefs, Strategy, select
 from instructrec_jax.metrics.uncertainty import probabilities
@@ -87,14 +87,7 @@ def beliefs_of(
 
 
 def ask_round(
-    session: Session,
-    run: Run,
-    pool: Pool,
-    number: int,
-    how: tuple[Strategy, int],
-    who: str,
-    read: Callable[[], str],
-    show: Callable[[str], object],
+    session: Session, run: Run, pool: Pool, number: int, how: tuple[Strategy, int], who: str, asker: Asker
 ) -> bool:
     """Chooses the texts of a round, unless an earlier process chose them, and asks for them; False: the person quits.
 
@@ -111,7 +104,7 @@ def ask_round(
         session.ask([left[place] for place in select(strategy, beliefs, count, number)], strategy, str(run.path))
     numbers = session.rounds[number - 1]["numbers"]
     shares = beliefs_of(run, "random", pool, numbers, [], number).shares
-    return ask(session, numbers, pool.texts, who, shares, read, show)
+    return asker.ask(Questions(session, numbers, pool.texts, who, shares))
 
 
 def next_settings(config: Config, start: Path, run_dir: Path, pool: Pool, taken: Mapping[int, str]) -> Config:

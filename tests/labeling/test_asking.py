@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from instructrec_jax.labeling.asking import ask
+from instructrec_jax.labeling.asking import Terminal
+from instructrec_jax.labeling.questions import Questions
 from instructrec_jax.labeling.session import About, Session
 
 TEXTS = [f"text {number}\x1b[2J" for number in range(5)]
@@ -16,7 +17,8 @@ def asked(folder: Path, *typed: str, who: str = "ada", shares: np.ndarray | None
     session = Session.open(folder, About(pool="p", fingerprint="f", labels=["low", "mid", "high"]))
     lines: Iterator[str] = iter(typed)
     said: list[str] = []
-    done = ask(session, [3, 0, 4], TEXTS, who, shares, lambda: next(lines, ""), said.append)
+    questions = Questions(session, [3, 0, 4], TEXTS, who, shares)
+    done = Terminal(lambda: next(lines, ""), said.append).ask(questions)
     session.close()
     return done, session, "\n".join(said)
 
