@@ -15,6 +15,7 @@ ELSEWHERE = {
     "label": "labeling/test_rounds.py",
     "compress": "compression/test_compress.py",
     "explain": "explanation/test_explain.py",
+    "labeling/questions": "labeling/test_asking.py",
     "answering/comparison": "test_evaluate.py",
     "answering/exporting": "test_export.py",
     "answering/language_model": "test_generate.py",
