@@ -53,6 +53,7 @@ ELSEWHERE = {
     "service/routes/asked_texts": "service/routes/test_generation.py",
     "service/writer": "service/routes/test_generation.py",
     "service/key_commands": "service/test_keys.py",
+    "service/routes/drawings": "service/test_drawings.py",
     "service/routes/parts": "service/test_door.py",
 }
 MODULES = sorted(

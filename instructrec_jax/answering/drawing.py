@@ -26,16 +26,16 @@ class Drawer:
     """A text_to_image run (or an export of one), opened to draw.
 
     Args:
-      path, overrides, step: see `Run.open`.
+      path: an opened run, or what `Run.open` opens, with overrides and step.
 
     Raises ValueError for a run with another task.
     """
 
-    def __init__(self, path: str | Path, overrides: Sequence[str] = (), *, step: int | None = None):
-        check_type(path, "path", (str, Path), "a run directory")
+    def __init__(self, path: str | Path | Run, overrides: Sequence[str] = (), *, step: int | None = None):
+        check_type(path, "path", (str, Path, Run), "a run directory, or an opened run")
         if jax.process_count() > 1:
             raise ValueError("generation supports one process only: start it once, on the devices of one machine.")
-        self.run = Run.open(path, overrides, step=step)
+        self.run = path if isinstance(path, Run) else Run.open(path, overrides, step=step)
         if not isinstance(self.run.task, TextToImageTask):
             raise ValueError(f"{path} has the task {self.run.kind}, which draws no pictures: train text_to_image.")
         self.task: TextToImageTask = self.run.task
@@ -49,12 +49,19 @@ class Drawer:
         Raises ValueError, before anything is computed, for a prompt that is empty or too long.
         """
         settings = self.task.generation if config is None else self.task.drawing(config)
+        return self.draw_tokens(self.tokens(prompts), settings)
+
+    def tokens(self, prompts: Sequence[str | Example]) -> list[np.ndarray]:
+        """int32 [tokens] of each prompt. Raises ValueError for one that is empty."""
         examples = [Example(instruction=each) if isinstance(each, str) else each for each in prompts]
         for number, example in enumerate(examples, 1):
             if isinstance(prompts[number - 1], str) and not example.instruction.strip():
                 raise ValueError(f"prompt {number} is empty.")
-        asked = [text.tokens for text in self.task.prompts(examples)]
-        written = self.run.predictor.write(asked, settings)
+        return [text.tokens for text in self.task.prompts(examples)]
+
+    def draw_tokens(self, prompts: Sequence[np.ndarray], settings: GenerationConfig) -> list[np.ndarray]:
+        """As `draw`, of prompts as tokens, with `TextToImageTask.drawing` settings."""
+        written = self.run.predictor.write(prompts, settings)
         return self.task.codec.draw([self.task.codes_in(each.text) for each in written])
 
 

@@ -18,7 +18,7 @@ from instructrec_jax.service.exchange import Observed, Observer
 from instructrec_jax.service.models import Service
 from instructrec_jax.service.monitoring import Monitoring
 from instructrec_jax.service.privacy import Privacy
-from instructrec_jax.service.routes import generation, items, metrics, page, records, status, vectors
+from instructrec_jax.service.routes import drawings, generation, items, metrics, page, records, status, vectors
 from instructrec_jax.service.tracing import add_tracing
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def make_app(service: Service, observers: Sequence[Observer] = (), door: Door | 
     app.state.service, app.state.door, app.state.monitoring = service, door or Door(), monitoring
     app.state.privacy = Privacy(service.config.mask)
     add_handlers(app)
-    for routes in (page, status, metrics, vectors, records, items, generation):
+    for routes in (page, status, metrics, vectors, records, items, drawings, generation):
         app.include_router(routes.router)
     app.add_middleware(CheckedBody, limits=service.config.limits)  # the innermost; the last is the outermost
     app.add_middleware(Guarded, door=app.state.door)

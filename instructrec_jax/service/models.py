@@ -20,6 +20,7 @@ from instructrec_jax.runs.run import Run, is_run, require_finished, run_settings
 from instructrec_jax.runs.vectors import settings_of
 from instructrec_jax.service.answerers import Answerer, Cosines, CrossEncoder, Embedding, Options, Predicting
 from instructrec_jax.service.batching import Batcher
+from instructrec_jax.service.drawings import Drawing
 from instructrec_jax.service.drift import Drift
 from instructrec_jax.service.engine import Engine
 from instructrec_jax.service.errors import ServiceError
@@ -30,13 +31,14 @@ from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeCon
 from instructrec_jax.service.warm_up import compile_ranker, compile_task, compile_vectors
 from instructrec_jax.service.writer import ServedWriter
 from instructrec_jax.tasks.base import Task
+from instructrec_jax.tasks.generation.text_to_image import TextToImageTask
 from instructrec_jax.tasks.kinds import as_language_model, as_ranking
 from instructrec_jax.tasks.ranking.reranker import RerankerTask
 from instructrec_jax.tasks.ranking.retrieval import RetrievalTask
 from instructrec_jax.tasks.text.choice import ChoiceConfig, ChoiceTask
 from instructrec_jax.tasks.text.similarity import SimilarityTask
 
-Ability = Literal["embed", "rerank", "classify", "recommend", "assist", "watch", "chat", "complete"]
+Ability = Literal["embed", "rerank", "classify", "recommend", "assist", "watch", "draw", "chat", "complete"]
 ROUTES: dict[Ability, str] = {
     "embed": "/v1/embeddings",
     "rerank": "/rerank",
@@ -44,6 +46,7 @@ ROUTES: dict[Ability, str] = {
     "recommend": "/recommend",
     "assist": "/assist",
     "watch": "/watch",
+    "draw": "/v1/images/generations",
     "chat": "/v1/chat/completions",
     "complete": "/v1/completions",
 }
@@ -239,8 +242,6 @@ def _open(config: ModelConfig) -> Run | LanguageModel | str:
 def _unserved(config: ModelConfig, task: Task, *, writes: bool) -> str:
     """Why a run on pictures or sounds is not served; "" for one that is."""
     read = task.context.pixels
-    if task.learns_images:
-        return f"{config.path} draws pictures, which the service does not: use `generate --task image` or `predict`."
     if read is not None and read.kind is Sound:
         return f"{config.path} reads sounds, which the service does not: use `predict`."
     if task.context.image_tokens is not None and not writes:
@@ -269,7 +270,8 @@ def _served(name: str, run: Run, config: ModelConfig, limits: LimitsConfig, shar
     answerers: dict[Ability, Answerer] = {}
     warming: list[Callable[[], None]] = []
     ranks = run.trained and as_ranking(run.task) is not None
-    predicts = run.trained and not ranks and run.task.has_answers
+    draws = isinstance(run.task, TextToImageTask)
+    predicts = run.trained and not ranks and not draws and run.task.has_answers
     if _has_vectors(run):
         answerers["embed"] = Embedding(run)
         if run.task.context.kind != "image":
@@ -284,6 +286,9 @@ def _served(name: str, run: Run, config: ModelConfig, limits: LimitsConfig, shar
         answerers["rerank"] = Options(run)
     if predicts:
         warming.append(partial(compile_task, run))
+    if draws:
+        answerers["draw"] = drawing = Drawing(run, limits.drawings)
+        warming.append(drawing.compile)
     if ranks:
         answerers["recommend"] = _recommending(run, config, limits, warming)
     answerers |= _scenarios(run, config, limits, warming)

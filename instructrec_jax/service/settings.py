@@ -49,6 +49,7 @@ class LimitsConfig:
     new_tokens: int = 1024  # max_tokens of a completion (422)
     default_tokens: int = 256  # max_tokens of a completion that does not set it
     pictures: int = 8  # pictures in one conversation (422)
+    drawings: int = 4  # pictures drawn of one prompt, which is computed with as many rows (422)
     pixels: int = 1 << 24  # pixels of a picture, which a small file may claim (422)
     seconds: float = 60.0  # for the whole answer (504)
     body_seconds: float = 10.0  # for the request's body to arrive (408)

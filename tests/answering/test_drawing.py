@@ -26,8 +26,6 @@ from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.run import Run
-from instructrec_jax.service.models import open_service
-from instructrec_jax.service.settings import ModelConfig, ServeConfig
 from instructrec_jax.tasks import ImageTokenizationConfig, TextToImageConfig
 from instructrec_jax.training.checkpoint import CheckpointConfig
 from instructrec_jax.training.optimizer import OptimizerConfig
@@ -116,11 +114,6 @@ def test_a_run_draws_without_its_judge(tuned: Config, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\./gone is not a folder"):
         train.train(config)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-
-
-def test_the_service_says_that_it_does_not_draw(tuned: Config) -> None:
-    with pytest.raises(ValueError, match="draws pictures, which the service does not: use `generate --task image`"):
-        open_service(ServeConfig(models=[ModelConfig(path=tuned.run_dir)]))
 
 
 def test_resumed_as_if_never_stopped(tuned: Config, tmp_path: Path) -> None:

@@ -37,6 +37,6 @@ def _hash(text: str, tag: str) -> str:
 
 @router.get("/")
 async def page() -> HTMLResponse:
-    """Recommend, chat, classify and a status view, in a browser."""
+    """Recommend, chat, classify, draw and a status view, in a browser."""
     text, headers = _page()
     return HTMLResponse(text, headers=headers)

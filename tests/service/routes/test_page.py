@@ -24,6 +24,7 @@ from instructrec_jax.service.app import make_app
 from instructrec_jax.service.engine import EngineSettings
 from instructrec_jax.service.models import Service, open_service
 from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig
+from instructrec_jax.tasks import TextToImageConfig
 
 BROWSER = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()
@@ -141,3 +142,22 @@ def test_a_person_shows_pictures(
             page.goto(f"{url}/#chat")
             page.screenshot(path=f"{where}/chat.png")
         page.close()
+
+
+def test_a_person_has_a_picture_drawn(browser: Any, drawing: dict[str, Path], tmp_path: Path) -> None:
+    task = TextToImageConfig(tokenizer=str(drawing["fsq"]), blank_prompts=0.3)
+    run = untrained_run(tmp_path / "run", task, drawing["draw llama"], 16)
+    with live(make_app(open_service(ServeConfig(models=[ModelConfig(str(run))])))) as url:
+        page = browser.new_page(viewport={"width": 390, "height": 900})
+        page.goto(url)
+        page.wait_for_selector("#draw-view:not([hidden])")
+        page.fill("#prompt", "a good film")
+        page.fill("#draw-count", "2")
+        page.press("#prompt", "Enter")
+        page.wait_for_selector("#draw-view .answer img")
+        assert page.locator("#draw-view .answer img").count() == 2
+        assert page.evaluate("document.querySelector('#draw-view .answer img').naturalWidth") == 16
+        page.fill("#draw-count", "9")
+        page.press("#prompt", "Enter")
+        assert "limits.drawings" in page.inner_text("#draw-view p.error")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
