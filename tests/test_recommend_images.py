@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from helpers import data_uri, task_config
 from tiny_pictures import png
 from tiny_runs import untrained_run
@@ -16,6 +17,10 @@ from instructrec_jax.data.media.picture import picture
 from instructrec_jax.files import write_jsonl
 from instructrec_jax.ranking.item_pictures import PictureNetwork
 from instructrec_jax.recommend import main
+from instructrec_jax.service.app import make_app
+from instructrec_jax.service.compilations import Compilations
+from instructrec_jax.service.models import open_service
+from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig
 
 ITEMS = 12
 PICTURED = [number for number in range(ITEMS) if number % 3 != 2]  # see `task_config`
@@ -86,6 +91,35 @@ def test_beside_a_request_both_count_alike(model: Recommender, image_networks: d
     assert [r.item for r in mixed.recommendations] == [f"item-{number}" for number in best]
     np.testing.assert_allclose([r.score for r in mixed.recommendations], expected[best], atol=1e-4)
     assert mixed.recommendations[0].evidence
+
+
+@pytest.mark.parametrize("kind", ["sequence", "retrieval"])
+def test_the_service_recommends_the_same_and_compiles_nothing(kind: str, runs: dict[str, Path]) -> None:
+    asked: list[dict[str, Any]] = [
+        {"instruction": "a good film"},
+        {"instruction": "a good film", "history": ["title 3"], "image": png(4)},
+        {"image": png(4)},
+    ]
+    service = open_service(ServeConfig(models=[ModelConfig(str(runs[kind]))], limits=LimitsConfig(candidates=5)))
+    service.warm_up()
+    assert service.ready, service.failed
+    client = TestClient(make_app(service))  # without its lifespan: it is warm
+    with Compilations() as compilations:
+        found = [
+            client.post(
+                "/recommend", json=each | {"k": 5} | ({"image": data_uri(each["image"])} if "image" in each else {})
+            )
+            for each in asked
+        ]
+    assert compilations.count == 0
+    model = Recommender(runs[kind])
+    for each, answer in zip(asked, found, strict=True):
+        wanted = each | ({"image": picture(each["image"])} if "image" in each else {})
+        (want,) = model.recommend([Request(**wanted)], k=5)
+        assert [one["item"] for one in answer.json()["recommendations"]] == [r.item for r in want.recommendations]
+        scores = [one["score"] for one in answer.json()["recommendations"]]
+        np.testing.assert_allclose(scores, [r.score for r in want.recommendations], atol=1e-5)
+    service.close()
 
 
 def test_conditions_hold_for_pictures_too(model: Recommender) -> None:

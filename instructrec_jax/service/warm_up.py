@@ -15,12 +15,11 @@ from instructrec_jax.inference.likelihood import Branch, Request, log_likelihood
 from instructrec_jax.runs.data import buckets
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.base import Task
-from instructrec_jax.tasks.captions import beside_image
+from instructrec_jax.tasks.captions import Captions, beside_image, image_alone
 from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.reranker import RerankerTask
 from instructrec_jax.tasks.ranking.sequence import TABLES, SequenceTask
-from instructrec_jax.tasks.text.contrastive import ContrastiveTask
 from instructrec_jax.tasks.texts import tokenize
 
 SAMPLES = (Example(instruction="a"), Example(instruction="a", input="a"))
@@ -71,12 +70,12 @@ def _samples(task: Task) -> list[Text]:
     read = task.context.pixels
     if read is None:
         return [_sample(task)]
-    picture = Text(np.zeros(read.vectors, np.int32), images=TextImages.alone([blank_picture()], read))
-    if not isinstance(task, ContrastiveTask):
-        return [picture]
-    caption = task.captions(["a"], ["the caption a"])[0]
-    assert caption is not None and picture.images is not None
-    return [caption, beside_image(caption, picture.images)]
+    images = TextImages.alone([blank_picture()], read)
+    if task.context.kind != "image_text":
+        return [Text(np.zeros(read.vectors, np.int32), images=images)]
+    (caption,) = Captions.of(task.context).tokens(["a"], ["the caption a"])
+    assert caption is not None
+    return [caption, beside_image(caption, images), image_alone(images)]
 
 
 def _sample(task: Task) -> Text:
