@@ -93,7 +93,7 @@ def test_beside_a_request_both_count_alike(model: Recommender, image_networks: d
     assert mixed.recommendations[0].evidence
 
 
-@pytest.mark.parametrize("kind", ["sequence", "retrieval"])
+@pytest.mark.parametrize("kind", [pytest.param("sequence", marks=pytest.mark.slow), "retrieval"])
 def test_the_service_recommends_the_same_and_compiles_nothing(kind: str, runs: dict[str, Path]) -> None:
     asked: list[dict[str, Any]] = [
         {"instruction": "a good film"},
