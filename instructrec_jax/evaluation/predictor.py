@@ -73,15 +73,25 @@ def make_predict(
         outputs = lengths if target_lengths is None else target_lengths
         own = map_arrays(lambda axis, x: place(x, replicated(mesh)) if axis is Along.WHOLE else x, own)  # once
         results: dict[int, np.ndarray] = {}
+
+        def keep(computing: jax.Array, chosen: np.ndarray, plan: Plan) -> None:
+            output = fetch(computing)
+            starts = plan.start if plan.target_start is None else plan.target_start
+            for index, row, segment, start in zip(chosen.tolist(), plan.row, plan.segment, starts, strict=True):
+                results[index] = output[row, start : start + outputs[index]] if per_token else output[row, segment - 1]
+
+        before: tuple[jax.Array, np.ndarray, Plan] | None = None
         for chosen, plan in _plans(texts, buckets, data_shards(mesh), size):
             gathered = BatchTexts([texts[i] for i in chosen], of_texts(own, outputs, chosen))
             seed: tuple[np.uint32, ...] = ()
             if dropout is not None:
                 seed, gathered = dropout[:1], replace(gathered, numbers=dropout[1][chosen])
-            output = fetch(predict_step(params, to_devices(lay_out(gathered, plan), mesh), *seed))
-            starts = plan.start if plan.target_start is None else plan.target_start
-            for index, row, segment, start in zip(chosen.tolist(), plan.row, plan.segment, starts, strict=True):
-                results[index] = output[row, start : start + outputs[index]] if per_token else output[row, segment - 1]
+            batch = to_devices(lay_out(gathered, plan), mesh)  # pictures are decoded while the last batch is computed
+            if before is not None:
+                keep(*before)
+            before = predict_step(params, batch, *seed), chosen, plan
+        if before is not None:
+            keep(*before)
         return [results[index] for index in range(len(texts))]
 
     return predict

@@ -41,6 +41,27 @@ def test_a_text_alone_equals_the_text_among_many(
         np.testing.assert_allclose(output, expected, atol=1e-5)
 
 
+def test_a_batch_is_laid_out_while_the_last_one_is_computed(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So pictures are decoded beside the network, and no two programs run at once."""
+    setup = Setup("classification", checkpoint, tmp_path)
+    made = predictor(setup.task, setup.model.graphdef, setup.mesh, setup.buckets)(setup.model.params)
+    made([e.text for e in setup.encoded])
+    said: list[str] = []
+
+    def noted(name: str) -> Any:
+        call = getattr(module, name)
+        return lambda *args: said.append(name) or call(*args)
+
+    for name in ("lay_out", "fetch"):
+        monkeypatch.setattr(module, name, noted(name))
+    monkeypatch.setattr(module, "TOKENS_PER_BATCH", 128)
+    made([e.text for e in setup.encoded])
+    batches = said.count("fetch")
+    assert batches > 2 and said == ["lay_out", *["lay_out", "fetch"] * (batches - 1), "fetch"]
+
+
 def test_eight_devices_predict_what_one_does(checkpoint: Path, tmp_path: Path) -> None:
     one, eight = (
         Setup("classification", checkpoint, tmp_path / str(n), mesh=mesh)
