@@ -8,10 +8,9 @@ import numpy as np
 
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.backbones.folder import read_config
-from instructrec_jax.compression.calibration import full_rows
 from instructrec_jax.compression.compress import (
-    ROW_TOKENS,
     Compressed,
+    calibration_batches,
     calibration_cases,
     check_limit,
     declare,
@@ -24,6 +23,7 @@ from instructrec_jax.compression.compress import (
     save_checkpoint,
     settled_config,
     shown,
+    texts_of,
 )
 from instructrec_jax.compression.importance import (
     CRITERIA,
@@ -50,7 +50,6 @@ from instructrec_jax.compression.pruning import (
 from instructrec_jax.compression.vocabulary import NAMES_OF_IDS, cut_tokenizer, renumbered
 from instructrec_jax.data.batch import Text
 from instructrec_jax.distributed.heartbeat import heartbeat
-from instructrec_jax.distributed.mesh import data_shards
 from instructrec_jax.files import read_json, write_json
 from instructrec_jax.hf_types import PretrainedConfig
 from instructrec_jax.runs.bucket import local_run
@@ -191,8 +190,7 @@ class Surgery:
                 raise ValueError(
                     f"--criterion loss: the loss of {dense.kind} needs buffers of training: use influence."
                 )
-        texts = list(task.gather(cases, np.random.default_rng(dense.config.seed)).texts) if cases else []
-        rows = full_rows(texts, min(dense.config.data.max_length, ROW_TOKENS), data_shards(mesh)) if texts else []
+        rows = calibration_batches(dense, texts_of(dense, cases))
 
         def energy(wanted: int | None, module: str) -> np.ndarray | None:
             return None if wanted is None else energies(model, mesh, rows, f"layers.{{layer}}.{module}")

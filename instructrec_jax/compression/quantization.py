@@ -87,7 +87,7 @@ def quantized(
 
     Args:
       model: a dense network.
-      batches: calibration texts, see `calibration.full_rows`; without any, there are no errors.
+      batches: calibration texts, see `calibration_rows.full_rows`; without any, there are no errors.
 
     Raises ValueError for a pattern without a match, for a method that needs texts without any, and for weights or
     activations that are NaN or infinite.
@@ -97,7 +97,8 @@ def quantized(
     network = model.network
     every = linears(network.backbone)
     names = _names(network, model)
-    kept = find_places(network.backbone, model.source.config, how.keep, "--keep") if how.keep else []
+    config = model.source.config
+    kept = find_places(network.backbone, config, how.keep, "--keep", modules=False) if how.keep else []
     keep = {number for number, linear in enumerate(every) if any(linear is place.linear for place in kept)}
     chosen = [number for number in range(len(every)) if number not in keep]
     tap = {"gptq": gram, "smoothquant": largest}.get(how.method)
@@ -133,7 +134,8 @@ def quantized(
 
 def _names(network: Model, model: SplitModel) -> list[tuple[str, ...]]:
     """HuggingFace's names of each linear layer, one for each layer of a stack."""
-    by_linear = {id(place.linear): place.names for place in places(network.backbone, model.source.config)}
+    found = places(network.backbone, model.source.config, modules=False)
+    by_linear = {id(place.linear): place.names for place in found}
     return [by_linear[id(linear)] for linear in linears(network.backbone)]
 
 
