@@ -46,6 +46,7 @@ from instructrec_jax.compression.pruning import (
     mlp_width,
     pruned_config,
     values_of,
+    words_of,
 )
 from instructrec_jax.compression.vocabulary import NAMES_OF_IDS, cut_tokenizer, renumbered
 from instructrec_jax.data.batch import Text
@@ -115,7 +116,7 @@ def prune(
     dense = opened(path, out, settings, step, limit)
     if not hasattr(dense.model.network, "backbone"):
         raise ValueError(f"--layers, --heads, --width, --vocabulary: a {dense.kind} network has no backbone to prune.")
-    how.check(read_config(dense.folder))
+    how.check(dense.model.source.config)
     cases = calibration_cases(dense, calibration)
     _check_data(how, cases)
     with partial_folder(path, out) as partial:
@@ -128,7 +129,8 @@ def prune(
         loss, choices, params = _chosen(surgery, dense, task, settled, partial / "backbone", cases)
         save_checkpoint(partial, dense, settled, params)
         written = Run(partial, RunData(settled), partial / "backbone", task, dense.mesh, trained=True)
-        compressed = measured(dense, written, [_within(each.text, surgery.tokens[1]) for each in cases], ())
+        texts = [each.text if order is None else _within(each.text, len(order)) for each in cases]
+        compressed = measured(dense, written, texts, ())
         pruned = Pruned(compressed, loss, choices, surgery.tokens)
         report = record(path, how, compressed) | {
             "criteria": [asdict(choice) for choice in choices],
@@ -192,15 +194,16 @@ class Surgery:
                 )
         rows = calibration_batches(dense, texts_of(dense, cases))
 
-        def energy(wanted: int | None, module: str) -> np.ndarray | None:
-            return None if wanted is None else energies(model, mesh, rows, f"layers.{{layer}}.{module}")
+        def energy(wanted: int | None, *modules: str) -> np.ndarray | None:
+            paths = [f"layers.{{layer}}.{module}" for module in modules]
+            return None if wanted is None else energies(model, mesh, rows, *paths)
 
-        heads, width = energy(how.heads, "attention.output"), energy(how.width, "mlp_out")
+        heads, width = energy(how.heads, "attention.output"), energy(how.width, "mlp_out", "mlp.outer")
         return cls(how, model, dense.config.seed, losses, heads, width, order)
 
     @property
     def tokens(self) -> tuple[int, int]:
-        before = int(self.model.source.config.vocab_size)
+        before = int(getattr(words_of(self.model.source.config), "vocab_size", 0))
         return before, before if self.order is None else len(self.order)
 
     @property
@@ -228,7 +231,7 @@ class Surgery:
 
     def parameters(self, criterion: Criterion, smaller: SplitModel) -> Tree:
         """The parameters that a criterion leaves, as the (abstract) smaller network stores them."""
-        network, config, how = self.model.network, self.model.source.config, self.how
+        network, config, how = self.model.network, words_of(self.model.source.config), self.how
         backbone, head = values_of(network.backbone), values_of(network.head)
         if self.width is not None and how.width is not None:
             kept = parts_to_keep(self.width, mlp_width(config), how.width, criterion, self.seed)

@@ -7,6 +7,7 @@ from typing import Literal, TypedDict, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from instructrec_jax.adapters.lora import find_places, places
 from instructrec_jax.adapters.quantized import (
@@ -19,6 +20,7 @@ from instructrec_jax.adapters.quantized import (
     set_codes,
 )
 from instructrec_jax.backbones.backbone_config import Activations
+from instructrec_jax.backbones.folder import family_of
 from instructrec_jax.backbones.layers import Linear
 from instructrec_jax.compression.calibration import Tap, compared, gram, inputs_of, largest, observe
 from instructrec_jax.compression.gptq import gptq
@@ -129,7 +131,19 @@ def quantized(
         for number in errors
         for name, error in zip(names[number], np.atleast_1d(errors[number]), strict=True)
     ]
+    if batches:
+        report += [LayerError(layer=name, error=0.0, kept=True) for name in _convolutions(network, model)]
     return network, patterns, report
+
+
+def _convolutions(network: Model, model: SplitModel) -> list[str]:
+    """HuggingFace's names of the convolutions, which stay as they are: they have few weights."""
+    names = {rule.path: rule.name.removesuffix(".weight") for rule in family_of(model.source.config).mapping}
+    return [
+        names[".".join(map(str, (*path, "kernel")))]
+        for path, node in nnx.iter_modules(network.backbone)
+        if not isinstance(node, Linear) and isinstance(getattr(node, "kernel", None), nnx.Param)
+    ]
 
 
 def _names(network: Model, model: SplitModel) -> list[tuple[str, ...]]:

@@ -286,7 +286,7 @@ def test_an_image_tokenizer_is_not_compressed(networks: Any, tmp_path: Path) -> 
 def test_a_compressed_run_answers_what_its_codes_stand_for(name: str, how: str, networks: Any, tmp_path: Path) -> None:
     """Opened from its directory: weights in codes as the dequantized ones, integer products as before writing."""
     case, kind = CASES[name], name.partition(",")[0]
-    config = task_config(kind, tmp_path / "catalogue", **case.settings)
+    config = task_config(kind, tmp_path / "catalogue", **settings_of(name, networks))
     length = 64 if case.network == "bert" else LENGTH
     dense = untrained_run(tmp_path / "dense", config, networks[case.network, False], length)
     run = Run.open(compressed_run(dense, tmp_path / "small", COMPRESSED[how]))
