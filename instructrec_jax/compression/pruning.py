@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from flax import nnx
 
-from instructrec_jax.backbones.family import PAIR
+from instructrec_jax.backbones.family import PAIR, WORDLESS, Family
 from instructrec_jax.backbones.folder import family_of
 from instructrec_jax.backbones.tensor_names import sites_of
 from instructrec_jax.compression.importance import CRITERIA, Criterion
@@ -60,6 +60,8 @@ class Pruning:
     def check(self, config: PretrainedConfig) -> None:
         """Raises ValueError where the network of this config cannot be pruned so; names the option."""
         family = family_of(config)
+        if self.vocabulary and (why := _no_vocabulary(family)) is not None:
+            raise ValueError(f"--vocabulary is not there for {config.model_type}: {why}.")
         structures = (self.layers, self.heads, self.width) != (None, None, None)
         if family.kind == PAIR and structures:
             raise ValueError(
@@ -91,6 +93,17 @@ class Pruning:
             raise ValueError(
                 f"--heads is {self.heads}, but {group} heads share a key and stay together: choose a multiple of it."
             )
+
+
+def _no_vocabulary(family: Family) -> str | None:
+    """Why the tokens of a family's networks cannot be cut; None where they can."""
+    if family.kind in WORDLESS:
+        return "it reads no words"
+    if family.sounds:
+        return "generation_config.json names the tokens of languages and tasks by number"
+    if family.kind == PAIR or family.reader is not None:
+        return "config.json names the tokens of images, or of the ends of captions, by number"
+    return None
 
 
 def words_of(config: PretrainedConfig) -> PretrainedConfig:
