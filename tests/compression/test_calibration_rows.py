@@ -99,7 +99,7 @@ def test_sounds_keep_their_length_beside_their_targets(folder: Any) -> None:
 
 def test_statistics_are_those_of_the_pictures(folder: Any) -> None:
     """The Gram matrix of the first layer's inputs, against the normed patches of each picture, counted once."""
-    backbone: Any = load_backbone(folder, rngs=nnx.Rngs(0), pooler=False).module
+    backbone: Any = load_backbone(folder, rngs=nnx.Rngs(0), pooler=False, images=True).module
     graphdef, state = nnx.split(Model(backbone, nnx.Linear(1, 1, rngs=nnx.Rngs(0))))
     model = SplitModel(graphdef, nnx.to_pure_dict(state), {}, None, lambda path: False)  # type: ignore[arg-type]
     read = reader(folder, 1)

@@ -101,6 +101,7 @@ def test_its_export_and_its_service_answer_as_the_run(small: Any) -> None:
     assert answer["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_fewer_layers_and_features_of_a_vit_open_in_transformers(dense: Path, tmp_path: Path) -> None:
     found = prune(dense, tmp_path / "small", Pruning(layers=1, width=16), calibration=6)
     assert found.compressed.speed.unit == "pictures/s" and found.choices[0].layers is not None
