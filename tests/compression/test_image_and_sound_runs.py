@@ -164,6 +164,10 @@ def test_a_llava_answers_about_pictures_in_codes(seer: Path, tmp_path: Path) -> 
     how = GenerationConfig(max_new_tokens=4)
     written = LanguageModel(str(out)).generate(["the film"] * len(pictures), how, images=pictures)
     assert [row["prediction"] for row in measured] == [each.text.strip() for each in written]
+    spread = Run.open(out, ["--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"])
+    for one, other in zip(measured, spread.evaluate(file).predictions, strict=True):
+        assert one["prediction"] == other["prediction"]
+        assert one["log_probability"] == pytest.approx(other["log_probability"], abs=2e-3)
     export(out, tmp_path / "hf")
     transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "hf")
 
