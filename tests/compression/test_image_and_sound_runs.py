@@ -13,7 +13,7 @@ from live_service import live
 from test_contrastive_runs import contrastive_run
 from test_image_runs import COLORS, image_run, write_colors
 from test_sound_runs import write_tones
-from tiny_runs import untrained_run
+from tiny_runs import compressed_run, untrained_run
 
 from instructrec_jax import train
 from instructrec_jax.adapters.lora import LoraConfig
@@ -218,3 +218,15 @@ def test_zeros_in_both_networks_of_a_llava(seer: Path, tmp_path: Path) -> None:
     for part in ("backbone/reader/vision/layers/", "backbone/reader/projector/", "backbone/layers/"):
         kernels = [np.asarray(x) for path, x in params.items() if path.startswith(part) and path.endswith("kernel")]
         assert kernels and all(abs((kernel == 0).mean() - 0.5) < 0.02 for kernel in kernels)
+
+
+@pytest.mark.slow
+def test_the_pooling_of_a_siglip_can_be_kept(image_networks: Any, tmp_path: Path) -> None:
+    """Its queries, keys and values are one tensor in transformers, no module."""
+    task = ClassificationConfig(labels=sorted(COLORS))
+    run = untrained_run(tmp_path / "dense", task, image_networks["siglip"], 16)
+    for out, keep in (("all", ()), ("kept", ("in_proj",))):
+        compressed_run(run, tmp_path / out, Quantization(keep=keep))
+        codes = [path for path in flat(Run.open(tmp_path / out).model.params) if path.endswith("/codes")]
+        assert ("backbone/pooler/qkv/kernel/codes" in codes) == (out == "all")
+        assert "backbone/pooler/mlp/outer/kernel/codes" in codes
