@@ -76,11 +76,11 @@ def settings_of(path: Path, overrides: Sequence[str]) -> Config:
     names = [arg.partition("=")[0] for arg in overrides]
     if is_run(path) or "--config_path" in names or "--task.type" in names:
         return run_settings(path, overrides, default=None)
-    head = declared_head(read_config(backbone_folder(str(path)))) or ""
+    head = declared_head(read_config(backbone_folder(str(path)), images=True)) or ""
     if head not in TASKS:
         raise ValueError(
             f"{path} is a HuggingFace folder, and its task is not known: set --task.type, such as similarity for an "
-            "encoder of sentences, or --config_path."
+            "encoder of sentences or contrastive for CLIP, or --config_path."
         )
     return run_settings(path, ["--task.type", TASKS[head], *overrides], default=None)
 
