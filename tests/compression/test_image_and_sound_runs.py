@@ -151,9 +151,7 @@ def test_a_llava_answers_about_pictures_in_codes(seer: Path, tmp_path: Path) -> 
     out = tmp_path / "small"
     found = compress(seer, out, Quantization(activations="int8", method="smoothquant"), calibration=6)
     assert found.speed.unit == "tokens/s" and found.quality is not None
-    unused = (
-        "vision_tower.encoder.layers.1."  # its hidden states are those after the layer before the last
-    )
+    unused = "vision_tower.encoder.layers.1."  # its hidden states are those after the layer before the last
     towers = {each["layer"]: each["error"] for each in found.layers if "vision_tower" in each["layer"]}
     assert all((error > 0) == (not name.startswith(unused)) for name, error in towers.items() if "patch" not in name)
     assert all(each["error"] > 0 for each in found.layers if "language_model" in each["layer"])
