@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from instructrec_jax.backbones.backbone_config import BackboneConfig
-from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.compression.compress import (
     Compressed,
     calibration_batches,
@@ -310,9 +309,10 @@ def used_tokens(run: Run) -> set[int]:
 
 def _cut(dense: Run, folder: Path) -> np.ndarray:
     """Cuts the tokenizer and the generation settings of a folder; the old numbers of the tokens that are left."""
-    config = read_config(dense.folder)
+    whole = dense.model.source.config
+    config = words_of(whole)
     used = used_tokens(dense)
-    used.update(n for name in NAMES_OF_IDS for n in _numbers(getattr(config, name, None)))
+    used.update(n for part in (whole, config) for name in NAMES_OF_IDS for n in _numbers(getattr(part, name, None)))
     order = cut_tokenizer(folder, used, int(config.vocab_size))
     if len(order) == config.vocab_size:
         raise ValueError(f"--vocabulary: the data use all {len(order):,} tokens: leave it out.")

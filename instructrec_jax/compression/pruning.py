@@ -61,7 +61,7 @@ class Pruning:
         """Raises ValueError where the network of this config cannot be pruned so; names the option."""
         family = family_of(config)
         if self.vocabulary and (why := _no_vocabulary(family)) is not None:
-            raise ValueError(f"--vocabulary is not there for {config.model_type}: {why}.")
+            raise ValueError(f"--vocabulary is not implemented for {config.model_type}: {why}.")
         structures = (self.layers, self.heads, self.width) != (None, None, None)
         if family.kind == PAIR and structures:
             raise ValueError(
@@ -101,8 +101,8 @@ def _no_vocabulary(family: Family) -> str | None:
         return "it reads no words"
     if family.sounds:
         return "generation_config.json names the tokens of languages and tasks by number"
-    if family.kind == PAIR or family.reader is not None:
-        return "config.json names the tokens of images, or of the ends of captions, by number"
+    if family.kind == PAIR:
+        return "it cuts the tokens of one network, and this is a pair"
     return None
 
 
@@ -239,10 +239,12 @@ def pruned_config(
         config.num_attention_heads, config.num_key_value_heads = how.heads, how.heads // group
     if order is not None:
         new = {int(old): number for number, old in enumerate(order)}
-        config.vocab_size = len(order)
-        for name in NAMES_OF_IDS:
-            if (value := getattr(config, name, None)) is not None:
-                setattr(config, name, renumbered(value, new, name))
+        for part in {id(each): each for each in (whole, config)}.values():
+            for name, value in vars(part).copy().items():  # vars: some names are other names of the same field
+                if name in NAMES_OF_IDS and value is not None:
+                    setattr(part, name, renumbered(value, new, name))
+            if part is config or "vocab_size" in vars(part):
+                part.vocab_size = len(order)
     return whole
 
 

@@ -20,11 +20,13 @@ from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.answering.exporting import export
 from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.compression.compress import compress, shown
+from instructrec_jax.compression.measure import loss_batches
 from instructrec_jax.compression.prune import prune
 from instructrec_jax.compression.pruning import Pruning
 from instructrec_jax.compression.quantization import Quantization
 from instructrec_jax.compression.sparsify import sparsify
 from instructrec_jax.compression.sparsity import Sparsity
+from instructrec_jax.data.loader import to_devices
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig
@@ -178,6 +180,29 @@ def test_the_decoder_of_a_llava_has_fewer_layers_and_heads(seer: Path, tmp_path:
     config = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "hf").config
     assert (config.text_config.num_hidden_layers, config.text_config.num_attention_heads) == (1, 2)
     assert config.vision_config.num_hidden_layers == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llava", "paligemma", "gemma3"])
+def test_a_decoder_that_reads_pictures_keeps_its_tokens(kind: str, seeing: Any, tmp_path: Path) -> None:
+    """Other tokens are gone, those of pictures have new numbers, and hidden states are the same."""
+    task = QuestionAnsweringConfig(template="plain", max_new_tokens=4)
+    data = sources(tmp_path / "data", questions, train=6, test=4)
+    run = untrained_run(tmp_path / "run", task, seeing[kind], 64, **data)
+    found = prune(run, tmp_path / "small", Pruning(vocabulary=True), calibration=6)
+    assert found.tokens[1] < found.tokens[0]
+    assert found.choices[0].loss is not None and found.loss is not None
+    before, after = Run.open(run), Run.open(tmp_path / "small")
+    old, new = before.task.context.image_tokens, after.task.context.image_tokens
+    assert old is not None and new is not None and new.token_id < old.token_id
+    states = []
+    for each in (before, after):
+        (batch,) = loss_batches(each.task, each.config, each.mesh, list(each.data.cases(each.task, "test")))
+        states.append(np.asarray(each.model.network.hidden(to_devices(batch, each.mesh))))
+    np.testing.assert_allclose(*states, atol=1e-5)
+    export(tmp_path / "small", tmp_path / "hf")
+    network = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "hf")
+    assert network.config.image_token_id == new.token_id and network.config.text_config.vocab_size == found.tokens[1]
 
 
 @pytest.mark.slow
