@@ -173,7 +173,7 @@ def _decoding(run: Run, texts: Sequence[Text]) -> Timed:
         prompts = [np.zeros(read.vectors, np.int32)] * PROMPTS
         images = [blank_images(read, 1, read.vectors)] * PROMPTS
     else:
-        words = [words_of(text) for text in texts]
+        words = [word_tokens(text) for text in texts]
         prompts = [np.resize(words[i % len(words)], PROMPT_TOKENS) for i in range(PROMPTS)]
     config = GenerationConfig(max_new_tokens=NEW_TOKENS, batch_size=PROMPTS)
     decoder = open_writer(run.task, run.model.graphdef, run.mesh).decoder
@@ -190,7 +190,7 @@ def _decoding(run: Run, texts: Sequence[Text]) -> Timed:
     return call
 
 
-def words_of(text: Text) -> np.ndarray:
+def word_tokens(text: Text) -> np.ndarray:
     """The tokens of a text without those of its images, or all where it has no others."""
     if text.images is None or (text.images.places >= 0).all():
         return text.tokens
@@ -210,7 +210,7 @@ def timed_rows(run: Run, texts: Sequence[Text]) -> Batch:
     words = 0 if context.kind in WORDLESS else max(1, min(LENGTH, context.max_length - ahead))
     length = ahead + words
     rows = data_shards(run.mesh) * max(1, ROWS * LENGTH // max(LENGTH, computed + words))
-    own = [np.resize(words_of(texts[i % len(texts)]), words) for i in range(rows)]
+    own = [np.resize(word_tokens(texts[i % len(texts)]), words) for i in range(rows)]
     tokens = np.stack([np.concatenate([np.zeros(ahead), each]) for each in own]).astype(np.int32)
     start = ahead if context.kind == PAIR else 0  # where an image has no position
     places = np.tile(np.maximum(np.arange(length, dtype=np.int32) - start, 0), (rows, 1))

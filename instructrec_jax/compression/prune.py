@@ -44,8 +44,8 @@ from instructrec_jax.compression.pruning import (
     keep_width,
     mlp_width,
     pruned_config,
+    text_part,
     values_of,
-    words_of,
 )
 from instructrec_jax.compression.vocabulary import NAMES_OF_IDS, cut_tokenizer, renumbered
 from instructrec_jax.data.batch import Text
@@ -202,7 +202,7 @@ class Surgery:
 
     @property
     def tokens(self) -> tuple[int, int]:
-        before = int(getattr(words_of(self.model.source.config), "vocab_size", 0))
+        before = int(getattr(text_part(self.model.source.config), "vocab_size", 0))
         return before, before if self.order is None else len(self.order)
 
     @property
@@ -230,7 +230,7 @@ class Surgery:
 
     def parameters(self, criterion: Criterion, smaller: SplitModel) -> Tree:
         """The parameters that a criterion leaves, as the (abstract) smaller network stores them."""
-        network, config, how = self.model.network, words_of(self.model.source.config), self.how
+        network, config, how = self.model.network, text_part(self.model.source.config), self.how
         backbone, head = values_of(network.backbone), values_of(network.head)
         if self.width is not None and how.width is not None:
             kept = parts_to_keep(self.width, mlp_width(config), how.width, criterion, self.seed)
@@ -310,7 +310,7 @@ def used_tokens(run: Run) -> set[int]:
 def _cut(dense: Run, folder: Path) -> np.ndarray:
     """Cuts the tokenizer and the generation settings of a folder; the old numbers of the tokens that are left."""
     whole = dense.model.source.config
-    config = words_of(whole)
+    config = text_part(whole)
     used = used_tokens(dense)
     used.update(n for part in (whole, config) for name in NAMES_OF_IDS for n in _numbers(getattr(part, name, None)))
     order = cut_tokenizer(folder, used, int(config.vocab_size))

@@ -84,7 +84,7 @@ class Pruning:
             )
         if not structures:
             return
-        config = words_of(config)
+        config = text_part(config)
         sizes = {"--layers": (self.layers, config.num_hidden_layers), "--heads": (self.heads, _heads(config))}
         for name, (wanted, there) in (sizes | {"--width": (self.width, mlp_width(config))}).items():
             if wanted is not None and not 0 < wanted < there:
@@ -106,7 +106,7 @@ def _no_vocabulary(family: Family) -> str | None:
     return None
 
 
-def words_of(config: PretrainedConfig) -> PretrainedConfig:
+def text_part(config: PretrainedConfig) -> PretrainedConfig:
     """The part of a config, itself or `text_config`, that has the sizes of what is pruned; no copy."""
     return getattr(config, "text_config", None) or config
 
@@ -116,7 +116,7 @@ def _heads(config: PretrainedConfig) -> int:
 
 
 def mlp_width(config: PretrainedConfig) -> int:
-    """Features of the MLP, of the config of `words_of`."""
+    """Features of the MLP, of the config of `text_part`."""
     if config.model_type == "gpt2":
         return int(config.n_inner or 4 * config.n_embd)
     return int(getattr(config, WIDTH_FIELDS.get(config.model_type, "intermediate_size"), None) or 0)
@@ -224,7 +224,7 @@ def pruned_config(
       order: old numbers of the tokens that are left.
     """
     whole = copy.deepcopy(config)
-    config = words_of(whole)
+    config = text_part(whole)
     if layers is not None:
         if (types := getattr(config, "layer_types", None)) is not None:
             config.layer_types = [types[layer] for layer in layers]
