@@ -23,8 +23,6 @@ from instructrec_jax.answering.ensembles import ensemble_of
 from instructrec_jax.answering.exporting import export
 from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.backbones.backbone_config import BackboneConfig
-from instructrec_jax.compression.compress import compress
-from instructrec_jax.compression.quantization import Quantization
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.mesh import make_mesh
@@ -216,11 +214,6 @@ def test_a_student_learns_from_it_and_an_ensemble_averages_it(
     for said, first, second in zip(both.predict(records), one, other, strict=True):
         mean = {label: (first.probabilities[label] + second.probabilities[label]) / 2 for label in COLORS}
         assert said.probabilities == pytest.approx(mean, abs=1e-5)
-
-
-def test_a_smaller_run_is_refused(tuned: Config, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="reads images or sounds.*which compress does not"):
-        compress(tuned.run_dir, tmp_path / "small", Quantization())
 
 
 def test_the_service_classifies_pictures_and_gives_their_vectors(tuned: Config) -> None:

@@ -135,8 +135,13 @@ class Place:
         return shape[: -len(self.axes)], shape[-len(self.axes) :]
 
 
-def places(backbone: nnx.Module, hf_config: PretrainedConfig) -> list[Place]:
-    """The backbone's linear layers that are also modules of transformers, in the order of the family's table."""
+def places(backbone: nnx.Module, hf_config: PretrainedConfig, *, modules: bool = True) -> list[Place]:
+    """The backbone's linear layers, in the order of the family's table.
+
+    Args:
+        modules: only those that are modules of transformers; False: also the ones within torch.nn.MultiheadAttention,
+            whose name is that of its tensor without "_weight".
+    """
     rules = {rule.path: (number, rule) for number, rule in enumerate(family_of(hf_config).mapping)}
     found = []
     for site in sites_of(backbone):
@@ -144,9 +149,9 @@ def places(backbone: nnx.Module, hf_config: PretrainedConfig) -> list[Place]:
         linear = functools.reduce(getattr, path.split(".")[:-1], backbone)
         if isinstance(linear, Linear) and path.endswith(".kernel"):
             number, rule = rules[rule_path]
-            if not rule.name.endswith(".weight"):  # a tensor of torch.nn.MultiheadAttention
+            if modules and not rule.name.endswith(".weight"):  # a tensor of torch.nn.MultiheadAttention
                 continue
-            old = [rule_names(rule, layer)[0].removesuffix(".weight") for layer in site.layers or (None,)]
+            old = [re.sub(r"[._]weight$", "", rule_names(rule, layer)[0]) for layer in site.layers or (None,)]
             now = old if rule.module is None else [_at(rule.module, layer) for layer in site.layers or (None,)]
             found.append(Place(linear, tuple(now), tuple(old), rule, number))
     return sorted(found, key=lambda place: (place.number, place.names))
@@ -176,18 +181,26 @@ def matches(target: str, name: str, prefix: str, setting: str = "lora.targets") 
 
 
 def find_places(
-    backbone: nnx.Module, hf_config: PretrainedConfig, targets: Sequence[str], setting: str = "lora.targets"
+    backbone: nnx.Module,
+    hf_config: PretrainedConfig,
+    targets: Sequence[str],
+    setting: str = "lora.targets",
+    *,
+    modules: bool = True,
 ) -> list[Place]:
-    """The linear layers that `targets` match.
+    """The linear layers that `targets` match, see `places`.
 
     Errors name the `setting`.
 
     Raises ValueError for a target without a match, and for targets that match only some layers of a stack.
     """
-    all_places, prefix = places(backbone, hf_config), family_of(hf_config).prefix
+    all_places = places(backbone, hf_config, modules=modules)
+    prefix = family_of(hf_config).prefix
     for target in targets or [""]:
         if not any(matches(target, name, prefix, setting) for place in all_places for name in place.names):
-            known = dict.fromkeys(place.rule.module or place.rule.name.removesuffix(".weight") for place in all_places)
+            known = dict.fromkeys(
+                place.rule.module or re.sub(r"[._]weight$", "", place.rule.name) for place in all_places
+            )
             raise ValueError(
                 f"{setting}: {target!r} matches no linear layer of this {hf_config.model_type} network; choose "
                 f"all-linear or from {', '.join(known)}."

@@ -15,14 +15,14 @@ from flax import nnx
 
 from instructrec_jax.adapters.quantized import linears
 from instructrec_jax.backbones.encoder import Encoder
+from instructrec_jax.backbones.image_text import ImageText
 from instructrec_jax.backbones.layers import Kernel, Linear, product
-from instructrec_jax.data.batch import Batch, Rows, Text
+from instructrec_jax.data.batch import Batch
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.distributed.mesh import DeviceMesh
 from instructrec_jax.runs.model import SplitModel
 from instructrec_jax.tasks.base import Model
 
-TOKENS = 1024  # of a batch, per data-parallel device
 GRAM_BYTES = 1 << 30  # of the statistics that are gathered in one pass; more layers take more passes
 
 Statistics = dict[str, jax.Array]
@@ -44,54 +44,6 @@ class Tap:
     measure: Measure
     found: Mapping[str, np.ndarray]
     other: Kernel | None = None
-
-
-def full_rows(texts: Sequence[Text], length: int, shards: int) -> list[Batch]:
-    """Batches of rows without padding, which would count as an input.
-
-    Texts follow each other; one that does not fit ends at the end of its row. With targets a row has one text and its
-    target, both cut, or repeated, to fill it. Texts are repeated to fill the last batch.
-
-    Args:
-      length: tokens of a row.
-      shards: the number of rows of a batch is a multiple of this.
-    """
-    pairs = texts[0].target is not None
-    total = len(texts) if pairs else -(-sum(len(text.tokens) for text in texts) // length)
-    rows = shards * min(max(1, TOKENS // length), -(-total // shards))
-    count = rows * -(-total // rows)
-    laid = [_pair(texts[i % len(texts)], length) for i in range(count)] if pairs else _rows(texts, length, count)
-    columns = [np.stack(column).astype(np.int32) for column in zip(*laid, strict=True)]
-    return [_batch([column[i : i + rows] for column in columns], pairs) for i in range(0, count, rows)]
-
-
-def _rows(texts: Sequence[Text], length: int, count: int) -> list[list[np.ndarray]]:
-    laid, number = [], 0
-    for _ in range(count):
-        row: list[list[int]] = [[], [], [], []]
-        segment = 0
-        while len(row[0]) < length:
-            text, segment = texts[number % len(texts)], segment + 1
-            size = min(len(text.tokens), length - len(row[0]))
-            types = np.zeros(size, int) if text.types is None else text.types[:size]
-            new = (text.tokens[:size], np.full(size, segment), np.arange(size), types)
-            for column, values in zip(row, new, strict=True):
-                column.extend(values.tolist())
-            number += 1
-        laid.append([np.array(column) for column in row])
-    return laid
-
-
-def _pair(text: Text, length: int) -> list[np.ndarray]:
-    assert text.target is not None
-    ones, places = np.ones(length), np.arange(length)
-    return [np.resize(text.tokens, length), ones, places, 0 * ones, np.resize(text.target, length), ones, places]
-
-
-def _batch(columns: Sequence[np.ndarray], pairs: bool) -> Batch:
-    tokens, segments, positions, types = columns[:4]
-    targets = Rows(*columns[4:]) if pairs else None
-    return Batch(Rows(tokens, segments, positions), types, np.zeros((len(tokens), 1), np.int32), targets, None)
 
 
 class Tapped(nnx.Module):
@@ -206,7 +158,9 @@ def observe(
 
 
 def _total(network: Model, batch: Batch) -> jax.Array:
-    """A number that depends on all linear layers of the backbone."""
+    """A number that depends on all linear layers of the backbone, or of the part that the batch is for."""
+    if isinstance(network.backbone, ImageText) and batch.images is not None:
+        return network.backbone.embed_images(batch.images.flat).astype(jnp.float32).sum()
     hidden = network.hidden(batch).astype(jnp.float32)
     if not isinstance(network.backbone, Encoder) or network.backbone.pooler is None:
         return hidden.sum()

@@ -12,8 +12,9 @@ from flax import nnx
 
 from instructrec_jax.adapters.lora import LoraConfig, merge_lora
 from instructrec_jax.backbones.backbone_config import BackboneConfig
+from instructrec_jax.backbones.family import PAIR, TOKENIZER
 from instructrec_jax.backbones.folder import declared_head, read_config
-from instructrec_jax.compression.calibration import full_rows
+from instructrec_jax.compression.calibration_rows import full_rows
 from instructrec_jax.compression.measure import (
     LOSS_CASES,
     PAIRS,
@@ -75,11 +76,11 @@ def settings_of(path: Path, overrides: Sequence[str]) -> Config:
     names = [arg.partition("=")[0] for arg in overrides]
     if is_run(path) or "--config_path" in names or "--task.type" in names:
         return run_settings(path, overrides, default=None)
-    head = declared_head(read_config(backbone_folder(str(path)))) or ""
+    head = declared_head(read_config(backbone_folder(str(path)), images=True)) or ""
     if head not in TASKS:
         raise ValueError(
             f"{path} is a HuggingFace folder, and its task is not known: set --task.type, such as similarity for an "
-            "encoder of sentences, or --config_path."
+            "encoder of sentences or contrastive for CLIP, or --config_path."
         )
     return run_settings(path, ["--task.type", TASKS[head], *overrides], default=None)
 
@@ -116,7 +117,7 @@ def compress(
         raise ValueError(f"--method {how.method} needs calibration texts, but data.train is empty: set it, or use rtn.")
     with partial_folder(path, out) as partial:
         model = plain(dense.model)
-        batches = _batches(dense, texts)
+        batches = calibration_batches(dense, texts)
         with heartbeat("choosing codes"):
             network, kept, layers = quantized(model, dense.mesh, batches, how)
         settled = compressed_config(dense.config, path, out, how, kept)
@@ -152,11 +153,10 @@ def opened(path: Path, out: Path, settings: Sequence[str], step: int | None, lim
     if config.backbone.quantize != "none" and not config.lora.on:
         raise ValueError(f"{path} is compressed already: compress the run that it was made of.")
     dense = Run.open(path, config, step=step)
-    kind = dense.model.source.config
-    if dense.task.context.pixels is not None or getattr(kind, "vision_config", None) is not None:
+    if dense.task.context.kind == TOKENIZER:
         raise ValueError(
-            f"{path} holds a network that reads images or sounds ({kind.model_type}), which compress does not: what it "
-            "measures and calibrates with are texts alone."
+            f"{path} holds an image tokenizer, which compress leaves alone: its weights are convolutions, not linear "
+            "layers, and other runs were trained on the codes that it makes now."
         )
     if limit is not None and not (dense.config.data.test or dense.config.data.validation):
         raise ValueError("--limit needs cases to measure the loss on, but data.test and data.validation are empty.")
@@ -201,7 +201,11 @@ def plain(model: SplitModel) -> SplitModel:
 
 def calibration_texts(run: Run, count: int) -> list[Text]:
     """The texts of `calibration_cases`; none without data.train."""
-    cases = calibration_cases(run, count)
+    return texts_of(run, calibration_cases(run, count))
+
+
+def texts_of(run: Run, cases: Sequence[Encoded]) -> list[Text]:
+    """What the network reads of some cases, with their images."""
     return list(run.task.gather(cases, np.random.default_rng(run.config.seed)).texts) if cases else []
 
 
@@ -223,10 +227,10 @@ def calibration_cases(run: Run, count: int) -> list[Encoded]:
     return [train[int(number)] for number in numbers]
 
 
-def _batches(run: Run, texts: Sequence[Text]) -> list[Batch]:
-    if not texts:
-        return []
-    return full_rows(texts, min(run.config.data.max_length, ROW_TOKENS), data_shards(run.mesh))
+def calibration_batches(run: Run, texts: Sequence[Text]) -> list[Batch]:
+    """The texts in rows without padding; none without texts."""
+    length, apart = min(run.config.data.max_length, ROW_TOKENS), run.task.context.kind == PAIR
+    return full_rows(texts, length, data_shards(run.mesh), apart=apart) if texts else []
 
 
 def compressed_config(config: Config, source: Path, out: Path, how: Quantization, kept: Sequence[str]) -> Config:

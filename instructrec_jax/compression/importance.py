@@ -68,8 +68,11 @@ def _angle(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def stack_of(network: Model) -> Stack:
-    """The layers of a network with one stack."""
-    return next(node for _, node in nnx.iter_modules(network.backbone) if isinstance(node, Stack))
+    """The layers that pruning removes some of: those between a network's inputs and its hidden states."""
+    layers = getattr(network.backbone, "layers", None)
+    if not isinstance(layers, Stack):
+        raise TypeError(f"{type(network.backbone).__name__} has no stack of layers of its own.")
+    return layers
 
 
 class LayerLosses:
@@ -132,19 +135,18 @@ def layers_to_keep(losses: LayerLosses, count: int, criterion: Criterion, seed: 
     return kept
 
 
-def energies(model: SplitModel, mesh: DeviceMesh, batches: Sequence[Batch], rule_path: str) -> np.ndarray:
+def energies(model: SplitModel, mesh: DeviceMesh, batches: Sequence[Batch], *rule_paths: str) -> np.ndarray:
     """float64 [layers, inputs]: Σ x² over tokens · Σ w² over outputs, of the linear layer at a path in each layer.
 
     Args:
-      rule_path: such as "layers.{layer}.mlp_out".
+      rule_paths: such as "layers.{layer}.mlp_out"; each layer has one of them.
     """
     backbone = model.network.backbone
     every = linears(backbone)
     paths = {id(node): ".".join(map(str, path)) for path, node in nnx.iter_modules(backbone)}
     sites = {site.path: site for site in sites_of(backbone)}
-    chosen = [
-        n for n, each in enumerate(every) if sites[f"{paths[id(each)]}.kernel"].rule_path == f"{rule_path}.kernel"
-    ]
+    wanted = [f"{rule_path}.kernel" for rule_path in rule_paths]
+    chosen = [n for n, each in enumerate(every) if sites[f"{paths[id(each)]}.kernel"].rule_path in wanted]
     seen = observe(model, mesh, batches, dict.fromkeys(chosen, squares)) if batches else {}
     rows: dict[int, np.ndarray] = {}
     for number in chosen:

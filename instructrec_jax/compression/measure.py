@@ -9,9 +9,12 @@ import jax
 import numpy as np
 from flax import nnx
 
+from instructrec_jax.backbones.family import PAIR, WORDLESS
+from instructrec_jax.backbones.row_images import RowImages
 from instructrec_jax.data.batch import Batch, Rows, Text, lay_out, lengths_of
 from instructrec_jax.data.data_config import Split
 from instructrec_jax.data.loader import to_devices
+from instructrec_jax.data.media.media_reader import MediaReader
 from instructrec_jax.data.packing import fit
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.mesh import DeviceMesh, data_shards
@@ -138,14 +141,16 @@ def loss_batches(task: Task, config: Config, mesh: DeviceMesh, cases: Sequence[E
 
 
 def speed(dense: Run, compressed: Run, texts: Sequence[Text]) -> Speed:
-    """How fast both runs are: tokens per second of greedy answers of a task that writes, else texts per second.
+    """How fast both runs are: tokens per second of greedy answers of a task that writes, else rows per second.
 
-    Texts per second: `ROWS` rows of `LENGTH` tokens through the backbone.
+    Rows: `ROWS` texts of `LENGTH` tokens through the backbone; or images (sounds), or pairs of an image and a text, as
+    many as the network computes about as many tokens of.
     """
     if dense.task.writes:
         return timed("tokens/s", *(_decoding(run, texts) for run in (dense, compressed)))
-    length = min(LENGTH, dense.config.data.max_length)
-    return timed("texts/s", *(_forward(run, texts, length) for run in (dense, compressed)))
+    read, kind = dense.task.context.pixels, dense.task.context.kind
+    unit = "texts/s" if read is None else f"{read.kind.noun}s/s" if kind in WORDLESS else "pairs/s"
+    return timed(unit, *(_forward(run, texts) for run in (dense, compressed)))
 
 
 Timed = Callable[[], tuple[int, float]]
@@ -162,15 +167,21 @@ def timed(unit: str, dense: Timed, compressed: Timed) -> Speed:
 
 
 def _decoding(run: Run, texts: Sequence[Text]) -> Timed:
-    """Decodes with the cache, without the prompts, past all end tokens."""
-    prompts = [np.resize(texts[i % len(texts)].tokens, PROMPT_TOKENS) for i in range(PROMPTS)]
+    """Decodes with the cache, without the prompts, past all end tokens. Prompts have words, or one sound."""
+    read, images = run.task.context.pixels, None
+    if read is not None and run.task.context.image_tokens is None:
+        prompts = [np.zeros(read.vectors, np.int32)] * PROMPTS
+        images = [blank_images(read, 1, read.vectors)] * PROMPTS
+    else:
+        words = [word_tokens(text) for text in texts]
+        prompts = [np.resize(words[i % len(words)], PROMPT_TOKENS) for i in range(PROMPTS)]
     config = GenerationConfig(max_new_tokens=NEW_TOKENS, batch_size=PROMPTS)
     decoder = open_writer(run.task, run.model.graphdef, run.mesh).decoder
     decoder.rules = replace(decoder.rules, eos=())
     programs, params = decoder.programs(config), run.model.params
 
     def call() -> tuple[int, float]:
-        (_, arguments), *_ = decoder.batches(prompts, config)
+        (_, arguments), *_ = decoder.batches(prompts, config, images)
         state = jax.block_until_ready(programs.prefill(params, arguments, NEW_TOKENS))
         began = time.perf_counter()
         jax.block_until_ready(programs.decode(params, state, np.int32(NEW_TOKENS)))
@@ -179,13 +190,39 @@ def _decoding(run: Run, texts: Sequence[Text]) -> Timed:
     return call
 
 
-def _forward(run: Run, texts: Sequence[Text], length: int) -> Timed:
-    rows, model = ROWS * data_shards(run.mesh), run.model
-    tokens = np.stack([np.resize(texts[i % len(texts)].tokens, length) for i in range(rows)]).astype(np.int32)
-    places = np.ascontiguousarray(np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape))
+def word_tokens(text: Text) -> np.ndarray:
+    """The tokens of a text without those of its images, or all where it has no others."""
+    if text.images is None or (text.images.places >= 0).all():
+        return text.tokens
+    return text.tokens[text.images.places < 0]
+
+
+def blank_images(read: MediaReader, rows: int, length: int) -> RowImages:
+    """One image (or sound) of zeros in front of each row of so many tokens."""
+    places = np.where(np.arange(length) < read.vectors, np.arange(length), -1)
+    return RowImages(np.zeros((rows, 1, *read.shape), np.float32), np.tile(places, (rows, 1)).astype(np.int32))
+
+
+def timed_rows(run: Run, texts: Sequence[Text]) -> Batch:
+    """The rows of `speed`: words, behind an image where the network reads images."""
+    context = run.task.context
+    ahead, computed = (0, 0) if context.pixels is None else (context.pixels.vectors, context.pixels.tokens)
+    words = 0 if context.kind in WORDLESS else max(1, min(LENGTH, context.max_length - ahead))
+    length = ahead + words
+    rows = data_shards(run.mesh) * max(1, ROWS * LENGTH // max(LENGTH, computed + words))
+    own = [np.resize(word_tokens(texts[i % len(texts)]), words) for i in range(rows)]
+    tokens = np.stack([np.concatenate([np.zeros(ahead), each]) for each in own]).astype(np.int32)
+    start = ahead if context.kind == PAIR else 0  # where an image has no position
+    places = np.tile(np.maximum(np.arange(length, dtype=np.int32) - start, 0), (rows, 1))
     packed = Rows(tokens, np.ones_like(tokens), places)
     targets = None if texts[0].target is None else packed
-    batch = to_devices(Batch(packed, 0 * tokens, np.zeros((rows, 1), np.int32), targets, None), run.mesh)
+    images = None if context.pixels is None else blank_images(context.pixels, rows, length)
+    return Batch(packed, 0 * tokens, np.zeros((rows, 1), np.int32), targets, None, images)
+
+
+def _forward(run: Run, texts: Sequence[Text]) -> Timed:
+    model, laid = run.model, timed_rows(run, texts)
+    rows, batch = len(laid.text_numbers), to_devices(laid, run.mesh)
 
     @jax.jit
     def hidden(params: Tree, batch: Batch) -> jax.Array:

@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from instructrec_jax.backbones.backbone_config import BackboneConfig
-from instructrec_jax.backbones.folder import read_config
-from instructrec_jax.compression.calibration import full_rows
 from instructrec_jax.compression.compress import (
-    ROW_TOKENS,
     Compressed,
+    calibration_batches,
     calibration_cases,
     check_limit,
     declare,
@@ -24,6 +22,7 @@ from instructrec_jax.compression.compress import (
     save_checkpoint,
     settled_config,
     shown,
+    texts_of,
 )
 from instructrec_jax.compression.importance import (
     CRITERIA,
@@ -45,12 +44,12 @@ from instructrec_jax.compression.pruning import (
     keep_width,
     mlp_width,
     pruned_config,
+    text_part,
     values_of,
 )
 from instructrec_jax.compression.vocabulary import NAMES_OF_IDS, cut_tokenizer, renumbered
 from instructrec_jax.data.batch import Text
 from instructrec_jax.distributed.heartbeat import heartbeat
-from instructrec_jax.distributed.mesh import data_shards
 from instructrec_jax.files import read_json, write_json
 from instructrec_jax.hf_types import PretrainedConfig
 from instructrec_jax.runs.bucket import local_run
@@ -116,7 +115,7 @@ def prune(
     dense = opened(path, out, settings, step, limit)
     if not hasattr(dense.model.network, "backbone"):
         raise ValueError(f"--layers, --heads, --width, --vocabulary: a {dense.kind} network has no backbone to prune.")
-    how.check(read_config(dense.folder))
+    how.check(dense.model.source.config)
     cases = calibration_cases(dense, calibration)
     _check_data(how, cases)
     with partial_folder(path, out) as partial:
@@ -129,7 +128,8 @@ def prune(
         loss, choices, params = _chosen(surgery, dense, task, settled, partial / "backbone", cases)
         save_checkpoint(partial, dense, settled, params)
         written = Run(partial, RunData(settled), partial / "backbone", task, dense.mesh, trained=True)
-        compressed = measured(dense, written, [_within(each.text, surgery.tokens[1]) for each in cases], ())
+        texts = [each.text if order is None else _within(each.text, len(order)) for each in cases]
+        compressed = measured(dense, written, texts, ())
         pruned = Pruned(compressed, loss, choices, surgery.tokens)
         report = record(path, how, compressed) | {
             "criteria": [asdict(choice) for choice in choices],
@@ -191,18 +191,18 @@ class Surgery:
                 raise ValueError(
                     f"--criterion loss: the loss of {dense.kind} needs buffers of training: use influence."
                 )
-        texts = list(task.gather(cases, np.random.default_rng(dense.config.seed)).texts) if cases else []
-        rows = full_rows(texts, min(dense.config.data.max_length, ROW_TOKENS), data_shards(mesh)) if texts else []
+        rows = calibration_batches(dense, texts_of(dense, cases))
 
-        def energy(wanted: int | None, module: str) -> np.ndarray | None:
-            return None if wanted is None else energies(model, mesh, rows, f"layers.{{layer}}.{module}")
+        def energy(wanted: int | None, *modules: str) -> np.ndarray | None:
+            paths = [f"layers.{{layer}}.{module}" for module in modules]
+            return None if wanted is None else energies(model, mesh, rows, *paths)
 
-        heads, width = energy(how.heads, "attention.output"), energy(how.width, "mlp_out")
+        heads, width = energy(how.heads, "attention.output"), energy(how.width, "mlp_out", "mlp.outer")
         return cls(how, model, dense.config.seed, losses, heads, width, order)
 
     @property
     def tokens(self) -> tuple[int, int]:
-        before = int(self.model.source.config.vocab_size)
+        before = int(getattr(text_part(self.model.source.config), "vocab_size", 0))
         return before, before if self.order is None else len(self.order)
 
     @property
@@ -230,7 +230,7 @@ class Surgery:
 
     def parameters(self, criterion: Criterion, smaller: SplitModel) -> Tree:
         """The parameters that a criterion leaves, as the (abstract) smaller network stores them."""
-        network, config, how = self.model.network, self.model.source.config, self.how
+        network, config, how = self.model.network, text_part(self.model.source.config), self.how
         backbone, head = values_of(network.backbone), values_of(network.head)
         if self.width is not None and how.width is not None:
             kept = parts_to_keep(self.width, mlp_width(config), how.width, criterion, self.seed)
@@ -309,9 +309,10 @@ def used_tokens(run: Run) -> set[int]:
 
 def _cut(dense: Run, folder: Path) -> np.ndarray:
     """Cuts the tokenizer and the generation settings of a folder; the old numbers of the tokens that are left."""
-    config = read_config(dense.folder)
+    whole = dense.model.source.config
+    config = text_part(whole)
     used = used_tokens(dense)
-    used.update(n for name in NAMES_OF_IDS for n in _numbers(getattr(config, name, None)))
+    used.update(n for part in (whole, config) for name in NAMES_OF_IDS for n in _numbers(getattr(part, name, None)))
     order = cut_tokenizer(folder, used, int(config.vocab_size))
     if len(order) == config.vocab_size:
         raise ValueError(f"--vocabulary: the data use all {len(order):,} tokens: leave it out.")

@@ -11,15 +11,24 @@ from dataclasses import dataclass
 import numpy as np
 from flax import nnx
 
-from instructrec_jax.backbones.folder import find_family
+from instructrec_jax.backbones.family import PAIR, WORDLESS, Family
+from instructrec_jax.backbones.folder import family_of
 from instructrec_jax.backbones.tensor_names import sites_of
 from instructrec_jax.compression.importance import CRITERIA, Criterion
 from instructrec_jax.compression.vocabulary import NAMES_OF_IDS, renumbered
 from instructrec_jax.hf_types import PretrainedConfig
 
+WIDTH_FIELDS = {"gpt2": "n_inner", "distilbert": "hidden_dim", "whisper": "encoder_ffn_dim"}  # of config.json
 Values = dict[tuple[str, int | None], np.ndarray]
 NO_LAYERS = ("modernbert",)  # its first layer has another form than the others
-WIDTH = "mlp_in", "mlp_gate", "mlp_out"
+NO_WIDTH = {  # model_type -> why
+    "modernbert": "its MLP computes two halves in one layer",
+    "dinov2": "transformers takes the width to be a whole multiple of the hidden size (mlp_ratio)",
+    "siglip_vision_model": "its pooling has an MLP of the same width",
+}
+WIDTH = "mlp_in", "mlp_gate", "mlp_out", "inner", "outer"
+OUTGOING = "mlp_out", "outer"
+LAYERS = "layers."  # what is pruned; of a network that reads images between words, its decoder of words
 
 
 @dataclass(frozen=True)
@@ -50,21 +59,32 @@ class Pruning:
 
     def check(self, config: PretrainedConfig) -> None:
         """Raises ValueError where the network of this config cannot be pruned so; names the option."""
-        family = find_family(config.model_type)
-        if family.kind == "encoder_decoder" and (self.layers, self.heads, self.width) != (None, None, None):
+        family = family_of(config)
+        if self.vocabulary and (why := _no_vocabulary(family)) is not None:
+            raise ValueError(f"--vocabulary is not implemented for {config.model_type}: {why}.")
+        structures = (self.layers, self.heads, self.width) != (None, None, None)
+        if family.kind == PAIR and structures:
+            raise ValueError(
+                f"--layers, --heads and --width prune the layers of one network, but {config.model_type} is two side "
+                "by side: compress to codes, or use --sparsity."
+            )
+        if family.kind == "encoder_decoder" and structures:
             raise ValueError(
                 f"layers, heads and width of an encoder–decoder ({config.model_type}) cannot be pruned: use "
                 "--vocabulary, or compress to codes."
             )
         if self.layers is not None and config.model_type in NO_LAYERS:
             raise ValueError(f"--layers: the first layer of {config.model_type} has a form of its own: use --width.")
-        if self.width is not None and config.model_type in NO_LAYERS:
-            raise ValueError(f"--width is not implemented for {config.model_type}.")
+        if self.width is not None and config.model_type in NO_WIDTH:
+            raise ValueError(f"--width is not implemented for {config.model_type}: {NO_WIDTH[config.model_type]}.")
         if self.heads is not None and (family.kind != "decoder" or config.model_type == "gpt2"):
             raise ValueError(
                 f"--heads: in {config.model_type}, transformers takes the size of a head to be hidden size / heads, so "
                 "fewer heads of the same size cannot be opened: use --layers or --width."
             )
+        if not structures:
+            return
+        config = text_part(config)
         sizes = {"--layers": (self.layers, config.num_hidden_layers), "--heads": (self.heads, _heads(config))}
         for name, (wanted, there) in (sizes | {"--width": (self.width, mlp_width(config))}).items():
             if wanted is not None and not 0 < wanted < there:
@@ -75,14 +95,31 @@ class Pruning:
             )
 
 
+def _no_vocabulary(family: Family) -> str | None:
+    """Why the tokens of a family's networks cannot be cut; None where they can."""
+    if family.kind in WORDLESS:
+        return "it reads no words"
+    if family.sounds:
+        return "generation_config.json names the tokens of languages and tasks by number"
+    if family.kind == PAIR:
+        return "it cuts the tokens of one network, and this is a pair"
+    return None
+
+
+def text_part(config: PretrainedConfig) -> PretrainedConfig:
+    """The part of a config, itself or `text_config`, that has the sizes of what is pruned; no copy."""
+    return getattr(config, "text_config", None) or config
+
+
 def _heads(config: PretrainedConfig) -> int:
     return int(config.num_attention_heads)
 
 
 def mlp_width(config: PretrainedConfig) -> int:
+    """Features of the MLP, of the config of `text_part`."""
     if config.model_type == "gpt2":
         return int(config.n_inner or 4 * config.n_embd)
-    return int(config.hidden_dim if config.model_type == "distilbert" else getattr(config, "intermediate_size", 0))
+    return int(getattr(config, WIDTH_FIELDS.get(config.model_type, "intermediate_size"), None) or 0)
 
 
 def values_of(module: nnx.Module) -> Values:
@@ -118,9 +155,10 @@ def by_path(module: nnx.Module, values: Values, prefix: str) -> dict[str, np.nda
 
 
 def keep_layers(values: Values, kept: Sequence[int]) -> Values:
-    shared = {key: value for key, value in values.items() if key[1] is None}
+    others = {key: value for key, value in values.items() if key[1] is None or not key[0].startswith(LAYERS)}
     new = {old: number for number, old in enumerate(kept)}
-    return shared | {(path, new[layer]): value for (path, layer), value in values.items() if layer in new}
+    own = {key: value for key, value in values.items() if key not in others}
+    return others | {(path, new[layer]): value for (path, layer), value in own.items() if layer in new}
 
 
 def keep_width(values: Values, kept: Sequence[np.ndarray]) -> Values:
@@ -128,9 +166,9 @@ def keep_width(values: Values, kept: Sequence[np.ndarray]) -> Values:
 
     def cut(path: str, layer: int, value: np.ndarray) -> np.ndarray:
         *_, module, kind = path.split(".")
-        if module not in WIDTH or (module == "mlp_out" and kind != "kernel"):
+        if module not in WIDTH or (module in OUTGOING and kind != "kernel"):
             return value
-        return np.take(value, kept[layer], axis=0 if module == "mlp_out" else -1)
+        return np.take(value, kept[layer], axis=0 if module in OUTGOING else -1)
 
     return _each(values, cut)
 
@@ -158,7 +196,8 @@ def keep_heads(values: Values, kept: Sequence[np.ndarray], head: int, group: int
 
 def _each(values: Values, cut: Callable[[str, int, np.ndarray], np.ndarray]) -> Values:
     return {
-        (path, layer): value if layer is None else cut(path, layer, value) for (path, layer), value in values.items()
+        (path, layer): value if layer is None or not path.startswith(LAYERS) else cut(path, layer, value)
+        for (path, layer), value in values.items()
     }
 
 
@@ -184,25 +223,29 @@ def pruned_config(
       layers: numbers of the layers that are left.
       order: old numbers of the tokens that are left.
     """
-    config = copy.deepcopy(config)
+    whole = copy.deepcopy(config)
+    config = text_part(whole)
     if layers is not None:
         if (types := getattr(config, "layer_types", None)) is not None:
             config.layer_types = [types[layer] for layer in layers]
         config.num_hidden_layers = len(layers)
+        if config.model_type == "whisper":
+            config.encoder_layers = len(layers)
     if how.width is not None:
-        name = {"gpt2": "n_inner", "distilbert": "hidden_dim"}.get(config.model_type, "intermediate_size")
-        setattr(config, name, how.width)
+        setattr(config, WIDTH_FIELDS.get(config.model_type, "intermediate_size"), how.width)
     if how.heads is not None:
         group = _heads(config) // config.num_key_value_heads
         config.head_dim = head_size(config)
         config.num_attention_heads, config.num_key_value_heads = how.heads, how.heads // group
     if order is not None:
         new = {int(old): number for number, old in enumerate(order)}
-        config.vocab_size = len(order)
-        for name in NAMES_OF_IDS:
-            if (value := getattr(config, name, None)) is not None:
-                setattr(config, name, renumbered(value, new, name))
-    return config
+        for part in {id(each): each for each in (whole, config)}.values():
+            for name, value in vars(part).copy().items():  # vars: some names are other names of the same field
+                if name in NAMES_OF_IDS and value is not None:
+                    setattr(part, name, renumbered(value, new, name))
+            if part is config or "vocab_size" in vars(part):
+                part.vocab_size = len(order)
+    return whole
 
 
 def head_size(config: PretrainedConfig) -> int:

@@ -7,6 +7,7 @@ from typing import Literal, TypedDict, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from instructrec_jax.adapters.lora import find_places, places
 from instructrec_jax.adapters.quantized import (
@@ -19,6 +20,7 @@ from instructrec_jax.adapters.quantized import (
     set_codes,
 )
 from instructrec_jax.backbones.backbone_config import Activations
+from instructrec_jax.backbones.folder import family_of
 from instructrec_jax.backbones.layers import Linear
 from instructrec_jax.compression.calibration import Tap, compared, gram, inputs_of, largest, observe
 from instructrec_jax.compression.gptq import gptq
@@ -87,7 +89,7 @@ def quantized(
 
     Args:
       model: a dense network.
-      batches: calibration texts, see `calibration.full_rows`; without any, there are no errors.
+      batches: calibration texts, see `calibration_rows.full_rows`; without any, there are no errors.
 
     Raises ValueError for a pattern without a match, for a method that needs texts without any, and for weights or
     activations that are NaN or infinite.
@@ -97,7 +99,8 @@ def quantized(
     network = model.network
     every = linears(network.backbone)
     names = _names(network, model)
-    kept = find_places(network.backbone, model.source.config, how.keep, "--keep") if how.keep else []
+    config = model.source.config
+    kept = find_places(network.backbone, config, how.keep, "--keep", modules=False) if how.keep else []
     keep = {number for number, linear in enumerate(every) if any(linear is place.linear for place in kept)}
     chosen = [number for number in range(len(every)) if number not in keep]
     tap = {"gptq": gram, "smoothquant": largest}.get(how.method)
@@ -128,12 +131,25 @@ def quantized(
         for number in errors
         for name, error in zip(names[number], np.atleast_1d(errors[number]), strict=True)
     ]
+    if batches:
+        report += [LayerError(layer=name, error=0.0, kept=True) for name in _convolutions(network, model)]
     return network, patterns, report
+
+
+def _convolutions(network: Model, model: SplitModel) -> list[str]:
+    """HuggingFace's names of the convolutions, which stay as they are: they have few weights."""
+    names = {rule.path: rule.name.removesuffix(".weight") for rule in family_of(model.source.config).mapping}
+    return [
+        names[".".join(map(str, (*path, "kernel")))]
+        for path, node in nnx.iter_modules(network.backbone)
+        if not isinstance(node, Linear) and isinstance(getattr(node, "kernel", None), nnx.Param)
+    ]
 
 
 def _names(network: Model, model: SplitModel) -> list[tuple[str, ...]]:
     """HuggingFace's names of each linear layer, one for each layer of a stack."""
-    by_linear = {id(place.linear): place.names for place in places(network.backbone, model.source.config)}
+    found = places(network.backbone, model.source.config, modules=False)
+    by_linear = {id(place.linear): place.names for place in found}
     return [by_linear[id(linear)] for linear in linears(network.backbone)]
 
 

@@ -5,12 +5,10 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 from flax import nnx
 
-from instructrec_jax.compression.calibration import full_rows
 from instructrec_jax.compression.compress import (
-    ROW_TOKENS,
+    calibration_batches,
     calibration_cases,
     check_limit,
     declare,
@@ -19,13 +17,13 @@ from instructrec_jax.compression.compress import (
     partial_folder,
     plain,
     save_checkpoint,
+    texts_of,
 )
 from instructrec_jax.compression.measure import Quality, loss_batches, loss_on, quality
 from instructrec_jax.compression.prune import settled_dense
 from instructrec_jax.compression.sparsity import METHODS, Method, Sparsity, sparsified
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.launch import place
-from instructrec_jax.distributed.mesh import data_shards
 from instructrec_jax.runs.bucket import local_run
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.run import Run
@@ -65,8 +63,7 @@ def sparsify(
     if not hasattr(dense.model.network, "backbone"):
         raise ValueError(f"--sparsity: a {dense.kind} network has no backbone.")
     cases, task, mesh = calibration_cases(dense, calibration), dense.task, dense.mesh
-    texts = list(task.gather(cases, np.random.default_rng(dense.config.seed)).texts) if cases else []
-    rows = full_rows(texts, min(dense.config.data.max_length, ROW_TOKENS), data_shards(mesh)) if texts else []
+    rows = calibration_batches(dense, texts_of(dense, cases))
     model = plain(dense.model)
     known = loss_batches(task, dense.config, mesh, cases) if cases and not task.refresh_every else []
     settled = settled_dense(dense.config, path, out)

@@ -78,7 +78,7 @@ def sparsified(model: SplitModel, mesh: DeviceMesh, batches: Sequence[Batch], ho
 
     Args:
       model: a dense network.
-      batches: calibration texts, see `calibration.full_rows`.
+      batches: calibration texts, see `calibration_rows.full_rows`.
 
     Raises ValueError for a pattern of `keep` without a match, for a method that needs texts without any, and for
     numbers of inputs that `group` does not divide.
@@ -89,7 +89,8 @@ def sparsified(model: SplitModel, mesh: DeviceMesh, batches: Sequence[Batch], ho
         )
     network = model.network
     every = linears(network.backbone)
-    kept = find_places(network.backbone, model.source.config, how.keep, "--keep") if how.keep else []
+    config = model.source.config
+    kept = find_places(network.backbone, config, how.keep, "--keep", modules=False) if how.keep else []
     chosen = [n for n, linear in enumerate(every) if not any(linear is place.linear for place in kept)]
     tap = {"wanda": squares, "sparsegpt": gram}.get(how.method)
     seen = {} if tap is None else observe(model, mesh, batches, dict.fromkeys(chosen, tap))
@@ -121,7 +122,9 @@ def zeroed(kernel: np.ndarray, how: Sparsity, seen: np.ndarray | None) -> np.nda
     if how.method == "sparsegpt":
         assert seen is not None
         return sparsegpt(kernel, seen, how)
-    scores = np.abs(kernel) if seen is None else np.abs(kernel) * np.sqrt(seen)[:, None]
+    scores = np.abs(kernel)
+    if seen is not None and seen.any():  # else no input reached the layer
+        scores = scores * np.sqrt(seen)[:, None]
     alone = how.method == "wanda"  # each output by itself, rather than the layer as a whole
     return np.where(smallest(scores, how.share, how.group, alone), 0, kernel)
 

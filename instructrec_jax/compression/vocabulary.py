@@ -18,6 +18,7 @@ Json = dict[str, object]
 NAMES_OF_IDS = (  # of config.json and generation_config.json
     *("pad_token_id", "unk_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id"),
     *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),
+    *("image_token_index", "image_token_id", "boi_token_index", "eoi_token_index"),  # of what stands for a picture
 )
 FILES = ("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 

@@ -368,7 +368,8 @@ def adapted(model: Model, config: Config, source: Source) -> Model:
         raise ValueError(f"{name} is set, but this task's network has no backbone: leave it out.")
     if (format := stored_format(config.backbone)) is not None:
         keep = config.backbone.quantize_keep
-        kept = find_places(model.backbone, source.config, keep, "backbone.quantize_keep") if keep else []
+        name = "backbone.quantize_keep"
+        kept = find_places(model.backbone, source.config, keep, name, modules=False) if keep else []
         quantize_backbone(model.backbone, format, keep=[place.linear for place in kept])
         if config.backbone.quantize_embeddings:
             quantize_tables(model, format.activations)

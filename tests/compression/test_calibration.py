@@ -12,7 +12,8 @@ from transformers import BertConfig
 from instructrec_jax.adapters.quantized import Format, linears, quantize_backbone
 from instructrec_jax.backbones.reading import build_backbone
 from instructrec_jax.compression import calibration
-from instructrec_jax.compression.calibration import compared, full_rows, gram, largest, observe
+from instructrec_jax.compression.calibration import compared, gram, largest, observe
+from instructrec_jax.compression.calibration_rows import full_rows
 from instructrec_jax.data.batch import Text
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
 from instructrec_jax.runs.model import SplitModel

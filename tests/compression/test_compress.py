@@ -11,10 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import tiny_networks
 import torch
 import transformers
-from byte_tokenizer import byte_tokenizer
 from safetensors.numpy import load_file
 from tiny_runs import compressed_run, language_run, tiny_run, untrained_run
 
@@ -224,16 +222,6 @@ def test_what_cannot_be_done_is_named_and_leaves_nothing(writer, tmp_path, how, 
     with pytest.raises(ValueError, match=message):
         compress(writer, tmp_path / "small", Quantization(**how), **changes)
     assert not list(tmp_path.iterdir())
-
-
-def test_networks_that_read_images_are_refused(tmp_path):
-    folder, tokenizer = tmp_path / "llava", byte_tokenizer(bos=True)
-    words = tiny_networks.WORDS | dict(model_type="llama", vocab_size=len(tokenizer), max_position_embeddings=128)
-    tiny_networks.make("llava", folder, text_config=words)
-    tokenizer.save_pretrained(folder)
-    with pytest.raises(ValueError, match="reads images.*llava"):
-        compress(folder, tmp_path / "small", Quantization())
-    assert [file.name for file in tmp_path.iterdir()] == ["llava"]
 
 
 def test_the_command(finished, tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ import torch
 from helpers import Setup
 from transformers import BertModel
 
-from instructrec_jax.compression.calibration import full_rows
+from instructrec_jax.compression.calibration_rows import full_rows
 from instructrec_jax.compression.importance import LayerLosses, energies, layers_to_keep, parts_to_keep
 from instructrec_jax.data.batch import Text
 

@@ -80,6 +80,8 @@ def test_the_criteria_stand_side_by_side(smaller: Any) -> None:
     assert [each["loss"] for each in record["criteria"]] == [each.loss for each in found.choices]
     assert record["bytes"]["parameters"][1] < 0.8 * record["bytes"]["parameters"][0]
     assert "criterion" in shown_pruned(found) and "tokens" in shown_pruned(found)
+    table = [line.split() for line in shown_pruned(found).splitlines() if line.startswith(("dense ", "compressed "))]
+    assert "texts/s" in shown_pruned(found) and [row[-1] for row in table][-2:] == ["1.0", "1.0"], "both speeds"
 
 
 def test_a_language_model_without_data_loses_heads(language_models: Any, tmp_path: Path) -> None:

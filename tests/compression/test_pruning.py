@@ -5,7 +5,19 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import tiny_config
-from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, ModernBertConfig, T5Config
+from transformers import (
+    CLIPConfig,
+    Dinov2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    LlavaConfig,
+    ModernBertConfig,
+    SiglipVisionConfig,
+    T5Config,
+    ViTConfig,
+    WhisperConfig,
+)
 
 from instructrec_jax.compression.pruning import Pruning, keep_heads, keep_layers, keep_width, pruned_config
 
@@ -25,6 +37,16 @@ LLAMA = LlamaConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, 
         (T5Config(), {"layers": 1}, "an encoder–decoder .t5."),
         (ModernBertConfig(), {"layers": 2}, "the first layer of modernbert"),
         (ModernBertConfig(), {"width": 2}, "--width is not implemented for modernbert"),
+        (Dinov2Config(), {"width": 2}, "--width is not implemented for dinov2: transformers takes the width"),
+        (SiglipVisionConfig(), {"width": 2}, "--width is not implemented for siglip_vision_model: its pooling"),
+        (ViTConfig(), {"heads": 2}, "--heads: in vit, transformers takes the size of a head"),
+        (ViTConfig(), {"layers": 12}, "--layers is 12, but should be from 1 to 11"),
+        (ViTConfig(), {"vocabulary": True}, "--vocabulary is not implemented for vit: it reads no words"),
+        (LlavaConfig(text_config=LLAMA), {"layers": 3}, "--layers is 3, but should be from 1 to 2"),
+        (CLIPConfig(), {"width": 2}, "prune the layers of one network, but clip is two side by side"),
+        (CLIPConfig(), {"vocabulary": True}, "for clip: it cuts the tokens of one network"),
+        (WhisperConfig(), {"layers": 2}, "an encoder–decoder .whisper."),
+        (WhisperConfig(), {"vocabulary": True}, "for whisper: generation_config.json names the tokens"),
     ],
 )
 def test_what_cannot_be_pruned_is_named(config: Any, settings: dict[str, int], message: str) -> None:

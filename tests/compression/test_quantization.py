@@ -14,7 +14,7 @@ from tiny_networks import IDS, SIZES, VOCAB
 from instructrec_jax.adapters.quantized import Format, Quantized, decode, encode, linears
 from instructrec_jax.backbones.reading import build_backbone
 from instructrec_jax.compression import quantization
-from instructrec_jax.compression.calibration import full_rows
+from instructrec_jax.compression.calibration_rows import full_rows
 from instructrec_jax.compression.quantization import Quantization, quantized, smoothing
 from instructrec_jax.data.batch import Text
 from instructrec_jax.distributed.mesh import MeshConfig, make_mesh

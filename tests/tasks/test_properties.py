@@ -269,18 +269,15 @@ def approximately(value: Any) -> Any:
 
 
 COMPRESSED = {"nf4": Quantization("nf4"), "w8a8": Quantization(activations="int8")}
-REFUSED = (*IMAGES, *READERS, "whisper", "fsq")  # networks of images and sounds, as are pairs
-COMPRESSIBLE = [name for name, case in CASES.items() if case.network not in REFUSED and "pair" not in case.network]
-FAST = ("span", "sequence", "language_model_ranking, yes_no")  # a head, a network on items' vectors, a cache
+COMPRESSIBLE = [name for name in CASES if name != "image_tokenization"]
+# a head, a network on items' vectors, a cache, a pooling that no module of transformers is, images between words
+FAST = ("span", "sequence", "language_model_ranking, yes_no", "regression, siglip", "choice, llava")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted({*CASES} - {*COMPRESSIBLE}))
-def test_networks_of_images_and_sounds_are_not_compressed(name: str, networks: Any, tmp_path: Path) -> None:
-    case = CASES[name]
-    config = task_config(name.partition(",")[0], tmp_path / "catalogue", **case.settings)
-    dense = untrained_run(tmp_path / "dense", config, networks[case.network, False], LENGTH)
-    with pytest.raises(ValueError, match="reads images or sounds .* which compress does not"):
+def test_an_image_tokenizer_is_not_compressed(networks: Any, tmp_path: Path) -> None:
+    config = task_config("image_tokenization", tmp_path / "catalogue")
+    dense = untrained_run(tmp_path / "dense", config, networks["fsq", False], LENGTH)
+    with pytest.raises(ValueError, match="holds an image tokenizer, which compress leaves alone"):
         compressed_run(dense, tmp_path / "small", COMPRESSED["nf4"])
 
 
@@ -289,7 +286,7 @@ def test_networks_of_images_and_sounds_are_not_compressed(name: str, networks: A
 def test_a_compressed_run_answers_what_its_codes_stand_for(name: str, how: str, networks: Any, tmp_path: Path) -> None:
     """Opened from its directory: weights in codes as the dequantized ones, integer products as before writing."""
     case, kind = CASES[name], name.partition(",")[0]
-    config = task_config(kind, tmp_path / "catalogue", **case.settings)
+    config = task_config(kind, tmp_path / "catalogue", **settings_of(name, networks))
     length = 64 if case.network == "bert" else LENGTH
     dense = untrained_run(tmp_path / "dense", config, networks[case.network, False], length)
     run = Run.open(compressed_run(dense, tmp_path / "small", COMPRESSED[how]))
