@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from instructrec_jax.answering.beginning import begun_from
-from instructrec_jax.answering.comparison import compare_before_and_after
+from instructrec_jax.answering.comparison import compare_before_and_after, fuse
 from instructrec_jax.answering.next_command import next_command
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.data.mixed_stream import list_skipped, resume_skipped
@@ -213,6 +213,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
     del state, setup
     lock.share()
     run = Run(run_dir, sources, run_dir / "backbone", task, mesh, trained=True)
+    fuse(run, validation)
     said = "Result       none: neither data.test nor data.validation has cases"
     if test:
         untuned = predict_with(initial_model(config, task, folder, mesh).params)

@@ -10,7 +10,15 @@ import numpy as np
 
 from instructrec_jax.answering.ensembles import alone_of, shown
 from instructrec_jax.answering.next_command import next_command
-from instructrec_jax.answering.ranker import FusedRanker, Ranker, keep_fusion, open_second, tune
+from instructrec_jax.answering.ranker import (
+    FusedRanker,
+    Ranker,
+    choose_fusion,
+    chosen_fusion,
+    keep_fusion,
+    open_second,
+    tune,
+)
 from instructrec_jax.data.data_config import Split
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.launch import once, say
@@ -34,6 +42,7 @@ from instructrec_jax.runs.ensemble import read_ensemble
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.base import Encoded, Task
 from instructrec_jax.tasks.encoded_store import encode_again
+from instructrec_jax.tasks.kinds import as_ranking
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.scores import Scores
 
@@ -81,6 +90,8 @@ def evaluate(
     if run.config.evaluation.metric is not None:
         chosen_metric({name: value for s in rows[0].scores.values() for name, value in s.metrics.items()}, metric)
     rows += [*_members(run, groups), *(_other_run(path, groups) for path in beside.runs)]
+    if not (beside.hybrids or beside.rerankers) and (fused := chosen_of(run)) is not None:
+        rows.append(_fused_row(fused, groups))
     fusions = [(str(other), None) for other in beside.hybrids] + [(str(r), beside.retrieve) for r in beside.rerankers]
     if fusions:
         validation = run.data.cases(run.task, "validation")
@@ -114,13 +125,16 @@ def evaluate(
 def compare_before_and_after(
     run: Run, before: Predict, train: Sequence[Encoded], groups: Groups, measured_on: MeasuredOn
 ) -> str:
-    """The table at the end of training: the model before and after tuning, and baselines, on the same cases.
+    """The table at the end of training: the model before and after tuning, its chosen hybrid, and baselines, on the
+    same cases.
 
     Returns the headline, to be printed last.
     """
+    fused = chosen_of(run)
     rows = [
         _scored("before tuning", run.task, before, groups),
         _scored("after tuning", run.task, run.predictor, groups),
+        *([] if fused is None else [_fused_row(fused, groups)]),
         *_baselines(run.task, train, groups),
     ]
     with heartbeat("answering the examples"):
@@ -210,16 +224,33 @@ def _fused(first: Ranker, name: str, k: int | None, validation: Sequence[Encoded
     second = open_second(first, name, reranks=k is not None)
     fusion = tune(first, second, name, validation, k, "data.validation")
     keep_fusion(first, second, fusion, len(validation))
-    fused = FusedRanker(first, second, fusion)
-    scores = {}
+    return _fused_row(FusedRanker(first, second, fusion), groups)
+
+
+def _fused_row(fused: FusedRanker, groups: Groups) -> ScoredRow:
+    scores, (name, k) = {}, (fused.fusion.name, fused.fusion.k)
     for group, cases in groups.items():
-        others = second.encode([e.example for e in cases])
+        others = fused.second.encode([e.example for e in cases])
 
         def block_scores(
             block: slice, cases: Sequence[Encoded] = cases, others: Sequence[Encoded] = others
         ) -> np.ndarray:
             return fused.scores(cases[block], others[block], [e.target.seen for e in cases[block]])
 
-        scores[group] = first.task.score_with(block_scores, cases)
+        scores[group] = fused.first.task.score_with(block_scores, cases)
     how = f"hybrid with {Path(name).name}" if k is None else f"{k} best reranked by {Path(name).name}"
-    return ScoredRow(f"{how} (weight {fusion.weight:.2f})", scores)
+    return ScoredRow(f"{how} (weight {fused.fusion.weight:.2f})", scores)
+
+
+def chosen_of(run: Run) -> FusedRanker | None:
+    """The hybrid that training chose for a ranker; see `answering.ranker.chosen_fusion`."""
+    return None if as_ranking(run.task) is None else chosen_fusion(Ranker(run))
+
+
+def fuse(run: Run, validation: Sequence[Encoded]) -> None:
+    """After training: chooses the hybrid of a ranker of a whole catalogue (`evaluation.fuse`)."""
+    task = as_ranking(run.task)
+    if task is None or not (task.retrieves and validation and run.config.evaluation.fuse):
+        return
+    with heartbeat("tuning hybrids with baselines on data.validation"):
+        choose_fusion(Ranker(run), validation)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 
@@ -15,16 +15,28 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.launch import once
 from instructrec_jax.files import read_json, write_json
+from instructrec_jax.metrics.bootstrap import bootstrap_interval
 from instructrec_jax.ranking.catalogue import Catalogue
-from instructrec_jax.ranking.fusion import Fusion, hybrid, mask, moments, rerank_best, retrieve, tune_fusion
+from instructrec_jax.ranking.fusion import (
+    BLOCK,
+    Fusion,
+    hybrid,
+    mask,
+    moments,
+    ndcg_at,
+    rerank_best,
+    retrieve,
+    tune_fusion,
+)
 from instructrec_jax.ranking.index import ItemIndex
 from instructrec_jax.remote import is_url
 from instructrec_jax.runs.bucket import local_run
 from instructrec_jax.runs.run import Run, require_run, run_settings
-from instructrec_jax.tasks.base import Encoded
+from instructrec_jax.tasks.base import Encoded, examples_of
 from instructrec_jax.tasks.kinds import as_ranking
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import RankingTask, products
+from instructrec_jax.tasks.scores import owners_of
 
 
 class Scorer(Protocol):
@@ -290,9 +302,11 @@ def tune(
 class KeptFusion(TypedDict):
     """A tuned fusion of fusions.json; the ranker's current checkpoints must be those of its tuning."""
 
+    name: str
     weight: float
     k: int | None
     checkpoints: list[int | None]
+    chosen: NotRequired[bool]  # by training, for `recommend`, `evaluate` and `serve`
 
 
 def read_fusions(file: Path) -> dict[str, KeptFusion]:
@@ -300,18 +314,72 @@ def read_fusions(file: Path) -> dict[str, KeptFusion]:
     return read_json(file, dict[str, KeptFusion]) if file.is_file() else {}
 
 
-def keep_fusion(first: Ranker, second: Scorer, fusion: Fusion, cases: int) -> None:
+def keep_fusion(first: Ranker, second: Scorer, fusion: Fusion, cases: int, *, chosen: bool = False) -> None:
     """Writes a tuned fusion to the run directory, so that `recommend` uses what `evaluate` measured."""
     if not first.run.trained:
         return
-    file = first.run.path / "fusions.json"
+    file, key = first.run.path / "fusions.json", _key(fusion.name, fusion.k)
     entry = asdict(fusion) | {"validation_cases": cases, "checkpoints": _checkpoints(first, second)}
 
     def write() -> None:
         kept = read_fusions(file)
-        write_json(file, {**kept, _key(fusion.name, fusion.k): entry})
+        is_chosen = chosen or (key in kept and kept[key].get("chosen", False))
+        if chosen:
+            for other in kept.values():
+                other.pop("chosen", None)
+        write_json(file, {**kept, key: entry | ({"chosen": True} if is_chosen else {})})
 
     once(write)
+
+
+def choose_fusion(first: Ranker, validation: Sequence[Encoded]) -> FusedRanker | None:
+    """The hybrid with a baseline that is best on validation cases, written to the run directory as the chosen one.
+
+    None where no baseline's hybrid is better than the run alone: the 95% interval of the mean gain in NDCG@10 (paired
+    bootstrap) has to lie above 0. Each weight is tuned on the cases of that interval, which therefore is a little
+    optimistic.
+    """
+    alone, best, most = None, None, 0.0
+    owners = owners_of(examples_of(validation))
+    for name in first.task.baseline_names:
+        second = BaselineRanker(first.task, name)
+        fusion = tune(first, second, name, validation, None, "data.validation")
+        if not fusion.weight:
+            continue
+        fused = FusedRanker(first, second, fusion)
+        if alone is None:
+            alone = _gains(first, validation)
+        gain = _gains(fused, validation) - alone
+        mean, low, _ = bootstrap_interval(gain, owners=owners)
+        if low > 0 and mean > most:
+            best, most = fused, mean
+    if best is not None:
+        keep_fusion(first, best.second, best.fusion, len(validation), chosen=True)
+    return best
+
+
+def _gains(ranker: "Ranker | FusedRanker", cases: Sequence[Encoded]) -> np.ndarray:
+    """NDCG@10 of each case, float64 [cases]."""
+    found = []
+    for start in range(0, len(cases), BLOCK):
+        some = cases[start : start + BLOCK]
+        hidden = [e.target.seen for e in some]
+        if isinstance(ranker, FusedRanker):
+            scores = ranker.scores(some, ranker.second.encode([e.example for e in some]), hidden)
+        else:
+            scores = mask(ranker.scores(some), hidden)
+        found.append(ndcg_at(scores, [e.target.items for e in some]))
+    return np.concatenate(found)
+
+
+def chosen_fusion(first: Ranker) -> FusedRanker | None:
+    """The hybrid that training chose; None where it chose none, or chose it for another checkpoint."""
+    for kept in read_fusions(first.run.path / "fusions.json").values() if first.run.trained else ():
+        if kept.get("chosen"):
+            second = BaselineRanker(first.task, kept["name"])
+            if kept["checkpoints"] == _checkpoints(first, second):
+                return FusedRanker(first, second, Fusion(kept["name"], float(kept["weight"]), kept["k"]))
+    return None
 
 
 def kept_fusion(first: Ranker, second: Scorer, name: str, *, reranks: bool) -> Fusion:

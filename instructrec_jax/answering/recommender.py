@@ -19,7 +19,15 @@ from instructrec_jax.answering.evidence import (
     words_of,
 )
 from instructrec_jax.answering.filters import matching
-from instructrec_jax.answering.ranker import Best, FusedRanker, Ranker, Scorer, kept_fusion, open_second
+from instructrec_jax.answering.ranker import (
+    Best,
+    FusedRanker,
+    Ranker,
+    Scorer,
+    chosen_fusion,
+    kept_fusion,
+    open_second,
+)
 from instructrec_jax.answering.requests import Answer, Recommendation, Request, split_titles
 from instructrec_jax.answering.titles import Ask, Titles, resolve
 from instructrec_jax.data.example import Example, check_example
@@ -31,6 +39,7 @@ from instructrec_jax.tasks.base import Encoded
 
 REQUESTS = 64  # requests per batch
 MOST_CANDIDATES = 1000  # items per request, for a run that reads each item with the request
+ALONE = "none"  # as a hybrid: none, also where training chose one
 MOST_PARTS = 50  # evidence is computed for the last items of a history
 
 
@@ -69,7 +78,8 @@ class Recommender:
     Args:
       run: run directory of a retrieval, sequence, reranker or language_model_ranking task, or that run, opened.
       rerank: run directory, on the same catalogue, that reranks the first run's best items.
-      hybrid: instead of `rerank`: run directory or baseline (coKNN, popularity ...) whose scores are mixed in.
+      hybrid: instead of `rerank`: run directory or baseline (coKNN, popularity ...) whose scores are mixed in; "none":
+        the run alone. Without both, the hybrid that training chose (`evaluation.fuse`), unless there are new items.
       weight: weight of the second ranker, from 0 to 1; None: as tuned by `evaluate --rerank` or `--hybrid`.
       retrieve: number of items to rerank; None: as tuned, or 100 with a given weight.
       items: file of items that the runs were not trained on (see `answering.new_items`); for a path.
@@ -97,13 +107,17 @@ class Recommender:
         self.first = Ranker(run) if isinstance(run, Run) else Ranker.open(run, overrides, step=step, items=items)
         self.second: Scorer | None = None
         self.fused: FusedRanker | None = None
+        self.asked_to_fuse = False
         self.catalogue = self.first.catalogue
         self.titles = Titles(self.catalogue)
         if rerank is not None and hybrid is not None:
             raise ValueError("--rerank and --hybrid cannot be combined: choose one of them.")
         name = rerank if rerank is not None else hybrid
-        if name is None:
+        if name is None and items is None and (chosen := chosen_fusion(self.first)) is not None:
+            self.second, self.fused = chosen.second, chosen
+        if name is None or hybrid == ALONE:
             return
+        self.asked_to_fuse = True
         self.second = open_second(self.first, name, reranks=rerank is not None, items=items)
         if weight is None:
             fusion = kept_fusion(self.first, self.second, str(name), reranks=rerank is not None)
@@ -208,7 +222,7 @@ class Recommender:
         """How much each item's picture is like the request's; None for a request without a picture."""
         if request.image is None:
             return None
-        if self.fused is not None:
+        if self.asked_to_fuse:
             raise ValueError("an image cannot be combined with --rerank or --hybrid: leave one of them out.")
         found = self.first.task.looks_like(self.first.predict, request.image, "the image of the request")
         if not np.isfinite(found).any():
@@ -299,12 +313,12 @@ class Recommender:
     def _best(self, asked: list[tuple[Understood, Encoded]]) -> Best:
         cases = [encoded for _, encoded in asked]
         allowed, k = np.stack([each.allowed for each, _ in asked]), max(each.k for each, _ in asked)
+        if (likeness := asked[0][0].likeness) is not None:
+            return self._mixed(cases, allowed, likeness, k)
         if self.fused is not None:
             others = self.fused.second.encode([encoded.example for encoded in cases])
             seen = [np.unique([i for i in each.history if not each.allowed[i]]).astype(np.int64) for each, _ in asked]
             return self.fused.best(cases, others, seen, allowed, k)
-        if (likeness := asked[0][0].likeness) is not None:
-            return self._mixed(cases, allowed, likeness, k)
         if self.first.task.retrieves:
             return self.first.best(cases, allowed, k)
         items = np.flatnonzero(allowed[0])[None]
@@ -373,7 +387,8 @@ class Recommender:
         # pad rows to one length by repeating the last item
         square = np.stack([each[np.minimum(np.arange(size), len(each) - 1)] for each in items])
         scorers: list[Scorer] = [self.first] if self.second is None else [self.first, self.second]
-        used = [(scorer, unit) for scorer, unit in zip(scorers, units, strict=True) if np.any(unit)]
+        # an image is mixed with the first ranker alone
+        used = [(scorer, unit) for scorer, unit in zip(scorers[: len(units)], units, strict=True) if np.any(unit)]
         parts = [self._parts(each, [scorer for scorer, _ in used]) for each, _ in asked]
         reads: list[list[list[Encoded]]] = []  # [request][ranker]: the full request, then without each part
         for place, (each, _) in enumerate(asked):

@@ -8,10 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from instructrec_jax.answering.ranker import FusedRanker, Ranker, keep_fusion, kept_fusion, read_fusions, tune
+from instructrec_jax.answering.ranker import (
+    BaselineRanker,
+    FusedRanker,
+    Ranker,
+    choose_fusion,
+    chosen_fusion,
+    keep_fusion,
+    kept_fusion,
+    read_fusions,
+    tune,
+)
 from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.ranking.fusion import Fusion
+from instructrec_jax.ranking.fusion import GRID, Fusion, hybrid, mask, ndcg_at
 from instructrec_jax.tasks.base import Encoded
 
 CASES, ITEMS = 6, 12
@@ -161,3 +171,62 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "fusions.json").write_text('{"hybrid: coKNN": {"weight": "much"}}')
     with pytest.raises(ValueError, match="fusions.json"):
         kept_fusion(ranker(tmp_path, 6), ranker(tmp_path, 6), "coKNN", reranks=False)
+
+
+# ------------------------------------------------------------------ the hybrid that training chooses
+
+
+def with_baselines(table: np.ndarray, path: Path, baselines: dict[str, np.ndarray]) -> Known:
+    """A ranker whose task has baselines with these tables of scores."""
+
+    def baseline_scores(name: str, encoded: Sequence[Encoded]) -> Any:
+        return lambda block: baselines[name][[case.target.number for case in encoded[block]]]
+
+    def encode(examples: Sequence[Example]) -> list[Encoded]:
+        return cases([int(example.id) for example in examples])
+
+    run = SimpleNamespace(path=path, trained=True, checkpoint=6, members=())
+    found = Known(table, run)
+    found.task = SimpleNamespace(baseline_names=list(baselines), baseline_scores=baseline_scores, encode=encode)  # type: ignore[assignment]
+    return found
+
+
+def test_training_chooses_the_baseline_that_helps_most(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise, other, unrelated = rng.normal(size=(3, CASES, ITEMS))
+    little, much = np.eye(CASES, ITEMS) + other, 3 * np.eye(CASES, ITEMS) + other
+    validation = cases(range(CASES))
+    tables = {"unrelated": unrelated, "little": little, "much": much}
+    first = with_baselines(noise, tmp_path, tables)
+    fused = choose_fusion(first, validation)
+    assert fused is not None and fused.fusion == tune(first, Known(much), "much", validation, None, "")
+    hidden = [case.target.seen for case in validation]
+
+    def mean(scores: np.ndarray) -> float:
+        return float(ndcg_at(scores, [case.target.items for case in validation]).mean())
+
+    alone = mean(mask(noise, hidden))
+    best = mean(fused.scores(validation, validation, hidden))
+    assert best > alone and all(
+        best >= mean(hybrid(mask(noise, hidden), table, weight)) for table in tables.values() for weight in GRID
+    )
+    again = chosen_fusion(first)
+    assert again is not None and again.fusion == fused.fusion
+    keep_fusion(
+        first, BaselineRanker(first.task, "little"), Fusion("little", 0.5), CASES
+    )  # as `evaluate --hybrid little`
+    keep_fusion(first, BaselineRanker(first.task, "much"), Fusion("much", 0.4), CASES)
+    again = chosen_fusion(first)
+    assert again is not None and again.fusion == Fusion("much", 0.4)
+    keep_fusion(first, BaselineRanker(first.task, "little"), Fusion("little", 0.5), CASES, chosen=True)
+    assert [kept.get("chosen") for kept in read_fusions(tmp_path / "fusions.json").values()] == [None, True]
+    first.run.checkpoint = 7  # trained further
+    assert chosen_fusion(first) is None
+
+
+def test_training_chooses_none_that_may_be_chance(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    right = 5 * np.eye(CASES, ITEMS) + rng.normal(size=(CASES, ITEMS)) * 0.1
+    first = with_baselines(right, tmp_path, {"unrelated": rng.normal(size=(CASES, ITEMS))})
+    assert choose_fusion(first, cases(range(CASES))) is None
+    assert chosen_fusion(first) is None and not (tmp_path / "fusions.json").exists()

@@ -381,17 +381,8 @@ class RankingTask(Task):
         ]
         asked = Asked(users, cases.positives, own, splits)
         popularity = np.ones(len(self.catalogue)) if cases.popularity is None else cases.popularity
-        return [
-            candidates_for(
-                protocol,
-                asked,
-                self.catalogue,
-                folder=self.config.catalogue,
-                popularity=popularity,
-                listed=listed,
-            )
-            for protocol in protocols
-        ]
+        given = {"folder": self.config.catalogue, "popularity": popularity, "listed": listed}
+        return [candidates_for(protocol, asked, self.catalogue, **given) for protocol in protocols]
 
     @cached_property
     def _chosen(self) -> dict[str, np.ndarray]:
@@ -420,6 +411,11 @@ class RankingTask(Task):
             return baseline.score([e.target.history for e in cases], [render(e.example) for e in cases])
 
         return score_block
+
+    @property
+    def baseline_names(self) -> list[str]:
+        """Of the baselines that know something: all but random order."""
+        return [name for name in self._baselines if name != Random.name]
 
     @cached_property
     def _baselines(self) -> dict[str, Callable[[], Baseline]]:
