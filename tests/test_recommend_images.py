@@ -1,6 +1,7 @@
 """`recommend --image`: the nearest pictures by brute force, mixed with a request, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from helpers import data_uri, task_config
 from tiny_pictures import png
 from tiny_runs import untrained_run
 
+from instructrec_jax.answering.ranker import BaselineRanker, Ranker, keep_fusion
 from instructrec_jax.answering.recommender import Recommender
 from instructrec_jax.answering.requests import Request, read_requests
 from instructrec_jax.data.media.picture import picture
 from instructrec_jax.files import write_jsonl
+from instructrec_jax.ranking.fusion import Fusion
 from instructrec_jax.ranking.item_pictures import PictureNetwork
 from instructrec_jax.recommend import main
 from instructrec_jax.service.app import make_app
@@ -120,6 +123,17 @@ def test_the_service_recommends_the_same_and_compiles_nothing(kind: str, runs: d
         scores = [one["score"] for one in answer.json()["recommendations"]]
         np.testing.assert_allclose(scores, [r.score for r in want.recommendations], atol=1e-5)
     service.close()
+
+
+def test_a_picture_is_mixed_with_the_run_alone(runs: dict[str, Path], tmp_path: Path) -> None:
+    """Also where training chose a hybrid, which answers other requests."""
+    shutil.copytree(runs["sequence"], tmp_path / "run")
+    first = Ranker.open(tmp_path / "run")
+    keep_fusion(first, BaselineRanker(first.task, "BM25"), Fusion("BM25", 0.7), 9, chosen=True)
+    asked = [Request(instruction="a good film", image=picture(png(4))), Request(instruction="a good film")]
+    chosen, alone = (Recommender(tmp_path / "run", hybrid=how).recommend(asked, k=4) for how in (None, "none"))
+    assert chosen[0].recommendations == alone[0].recommendations
+    assert chosen[1].recommendations != alone[1].recommendations
 
 
 def test_conditions_hold_for_pictures_too(model: Recommender) -> None:

@@ -398,7 +398,7 @@ def recommend_parser(doc: str) -> argparse.ArgumentParser:
     add(
         "--hybrid",
         metavar="OTHER[=W]",
-        help="run or baseline whose scores are mixed in; W: its weight; default: as tuned",
+        help="run or baseline mixed in, with weight W (default: as tuned); none: also not what training chose",
     )
     add("--retrieve", type=int, metavar="N", help="number of items to rerank (default: as tuned, else 100)")
     add("--items", type=input_file, metavar="FILE", help="file of new items: title; optional: id, text, facts")

@@ -28,7 +28,7 @@ class ModelConfig:
     path: str  # run directory, HuggingFace folder or hub id
     name: str = ""  # name in requests; default: the last part of path
     settings: list[str] = field(default_factory=list)  # settings of train: ["--backbone.dtype", "bfloat16"]
-    hybrid: str = ""  # a ranking run: run or baseline whose scores are mixed in, as tuned by evaluate; OTHER=W: weight
+    hybrid: str = ""  # a ranking run: run or baseline mixed in; "": what training chose; none; OTHER=W: its weight
     rerank: str = ""  # a ranking run: run that reranks its best items, as tuned by evaluate; RUN=W: weight
     actions: str = ""  # an intent classifier: actions file, which opens /assist (see docs/customer_service.md)
     slots: str = ""  # with actions: token_classification run that finds slots
