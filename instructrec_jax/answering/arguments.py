@@ -108,6 +108,14 @@ def run_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error
 
 
+def whole_numbers(text: str) -> list[int]:
+    """The type of an option that lists whole numbers: "1,5,20"."""
+    try:
+        return [int(each) for each in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} should be whole numbers, such as 1,5,20") from error
+
+
 def new_file(path: Path | None, option: str = "--out") -> Path | None:
     """The path of a file or folder to write. Raises ValueError if it exists."""
     if path is not None and path.exists():
@@ -136,6 +144,9 @@ def evaluate_parser(doc: str) -> argparse.ArgumentParser:
     add("--lm_eval_tasks", type=Path, metavar="FOLDER", help="folder of your own lm-eval tasks (YAML)")
     add("--limit", type=int, help="number of examples per lm-eval task; default: all")
     add("--no_baselines", action="store_true", help="do not score baselines")
+    few = "examples of each label to train on, such as 1,5,20"
+    add("--shots", type=whole_numbers, metavar="N,N", help=few)
+    add("--seeds", type=int, default=5, metavar="N", help="of --shots: draws of examples (default: 5)")
     explained = "explain N examples of data.validation, in the report of the run"
     add("--explanations", type=int, metavar="N", help=explained)
     return parser

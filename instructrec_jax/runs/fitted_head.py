@@ -1,10 +1,12 @@
 """Heads that are fitted on the vectors of the training examples, instead of learned by the step (`Task.fits_head`)."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from instructrec_jax.data.batch import Batch
 from instructrec_jax.distributed.launch import place
@@ -36,6 +38,8 @@ def head_fitter(task: Task, model: SplitModel, mesh: DeviceMesh, buckets: Sequen
             "backbone.freeze and backbone.train_last, or set task.type classification."
         )
 
+    shardings = cast(dict[str, dict[str, NamedSharding]], model.shardings["head"])
+
     @jax.jit
     def step(params: Tree, batch: Batch) -> jax.Array:
         with mesh.tracing():
@@ -44,8 +48,10 @@ def head_fitter(task: Task, model: SplitModel, mesh: DeviceMesh, buckets: Sequen
     def fit(params: Tree, train: Sequence[Encoded]) -> Tree:
         run = make_predict(step, params, mesh=mesh, buckets=buckets, per_token=False)
         head = task.fit(np.stack(run([e.text for e in train])), train)
-        shardings = model.shardings["head"]
-        return {"head": {name: place(each, shardings[name]) for name, each in head.items()}}
+        fitted: Tree = {}
+        for module, values in head.items():
+            fitted[module] = {name: place(value, shardings[module][name]) for name, value in values.items()}
+        return {"head": fitted}
 
     return fit
 

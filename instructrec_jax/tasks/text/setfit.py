@@ -19,7 +19,15 @@ from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts, PerExample, TextNumbers
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.packing import max_segments
-from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Network, Task, TaskConfig, TaskContext, in_microbatches
+from instructrec_jax.tasks.base import (
+    Encoded,
+    LossInputs,
+    Model,
+    Network,
+    TaskConfig,
+    TaskContext,
+    in_microbatches,
+)
 from instructrec_jax.tasks.logistic import logistic_head
 from instructrec_jax.tasks.objective import Reading
 from instructrec_jax.tasks.text.classification import ClassificationConfig, ClassificationTask, ClassTarget
@@ -29,7 +37,7 @@ from instructrec_jax.tasks.texts import SentencePairs, rendered, with_default_pr
 @TaskConfig.register_subclass("setfit")
 @dataclass
 class SetFitConfig(ClassificationConfig):
-    """Predict one label per text, learned from few examples: pairs of texts tune their vectors, then a head is fitted."""
+    """Predict one label per text from few examples: pairs of texts tune their vectors, then a head is fitted."""
 
     sentence_pairs: SentencePairs = "joined"  # joined: one text, as sentence encoders read it
     reads_images: ClassVar[bool] = False
@@ -115,7 +123,7 @@ class SetFitTask(ClassificationTask):
         hidden = model.hidden(batch, dropout)
         return model.head(hidden, batch.texts.segment_ids, max_segments(hidden.shape[1]))
 
-    def loss(self, model: Network, batch: Batch[LabelPairs], inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Network, batch: Batch, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         """(cosine − [same label])², the loss of SetFit's pairs (sentence-transformers' CosineSimilarityLoss)."""
         vectors = in_microbatches(self._vectors, model, batch.without_own, inputs)
         vectors = vectors.reshape(-1, vectors.shape[-1])
@@ -123,8 +131,8 @@ class SetFitTask(ClassificationTask):
         losses = squared_error(cosines, batch.own.alike)
         return losses.sum(), jnp.float32(len(losses))
 
-    def soft_outputs(self, model: Network, batch: Batch, inputs: LossInputs) -> Sequence[SoftOutputs]:
-        return Task.soft_outputs(self, model, batch, inputs)  # raises: the loss has no outputs of a teacher's form
+    def soft_outputs(self, model: Network, batch: Batch, inputs: LossInputs) -> list[SoftOutputs]:
+        raise ValueError("distil.teachers is set, but the pairs of task.type setfit have no outputs: leave it out.")
 
     # ---------------------------------------------------------------- the head
 
