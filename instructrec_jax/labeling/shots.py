@@ -20,7 +20,6 @@ import numpy as np
 
 from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.hold_out import HoldOutConfig
 from instructrec_jax.data.mixture import Mixture
 from instructrec_jax.data.prompts import render
 from instructrec_jax.data.sources import SourceConfig
@@ -126,7 +125,7 @@ def check_task(config: Config) -> None:
         raise ValueError(
             f"--shots compares ways to learn one label per text: task.type classification or setfit, not {task.name}."
         )
-    if config.data.hold_out != HoldOutConfig():
+    if config.data.hold_out:
         raise ValueError("--shots draws examples of every label, but data.hold_out holds some out: leave it out.")
     if any(source.augment for source in config.data.train):
         raise ValueError("--shots counts examples of each label, but a source has augment: leave it out.")
