@@ -4,6 +4,7 @@ Each arm (a way, a number of examples, a seed) runs in a process of its own, so 
 result is a file, so that a run that was ended goes on with the next arm.
 """
 
+import os
 import resource
 import shutil
 import sys
@@ -304,15 +305,19 @@ def _in_a_process(plan: Plan, arm: Arm, out: Path, train: Train) -> Measured:
     from joblib.externals.loky import ProcessPoolExecutor  # as in data.parallel
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-    with ProcessPoolExecutor(max_workers=1) as pool:
-        try:
-            return cast(Measured, pool.submit(_measure_logged, plan, arm, out, train).result())
-        except TerminatedWorkerError as error:
-            raise ValueError(f"the process of {arm} was killed, perhaps for lack of memory.") from error
+    pool = ProcessPoolExecutor(max_workers=1)
+    try:
+        return cast(Measured, pool.submit(_measure_logged, plan, arm, out, train).result())
+    except TerminatedWorkerError as error:
+        raise ValueError(f"the process of {arm} was killed, perhaps for lack of memory.") from error
+    finally:
+        pool.shutdown(kill_workers=True)  # also after Ctrl-C, which an arm in training would take for its own
 
 
 def _measure_logged(plan: Plan, arm: Arm, out: Path, train: Train) -> Measured:
     keep_freed_memory()
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # most of the time of a small arm is that of its compilation
+        jax.config.update("jax_compilation_cache_dir", str((out / "compiled").absolute()))
     log = out / "logs" / f"{arm}.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as said, redirect_stdout(said), redirect_stderr(said):

@@ -23,7 +23,7 @@ def table_of(found: Sequence[Measured]) -> Table:
     for name, title in ARMS.items():
         own = [each for each in found if each.arm.name == name]
         last = [each for each in own if each.arm.shots == most]
-        seconds, memory = np.mean([each.seconds for each in last]), max(each.memory for each in last)
+        seconds, memory = np.median([each.seconds for each in last]), max(each.memory for each in last)
         cells = (_accuracy([each.accuracy for each in own if each.arm.shots == n]) for n in shots)
         rows.append((title, *cells, f"{seconds:,.0f}", f"{memory / 1e9:.2f}"))
     return rows
@@ -41,8 +41,8 @@ def about(found: Sequence[Measured]) -> str:
     steps = max(each.steps for each in found)
     return (
         f"Accuracy on {found[0].cases:,} cases, {spread}; {steps:,} steps for each way that has steps. Seconds to open "
-        "the network and train, compilation included (mean); peak memory until then (largest), each way in a process "
-        "of its own."
+        "the network and train (median), with the compilation of what no earlier process has compiled; peak memory "
+        "until then (largest). Each draw and way has a process of its own."
     )
 
 

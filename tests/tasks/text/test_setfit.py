@@ -188,7 +188,7 @@ def test_what_cannot_be_fitted_is_named(checkpoint: Path, tmp_path: Path) -> Non
         train(changed(config, task=SetFitConfig(), data__train=[SourceConfig(path=str(one))]))
     with pytest.raises(ValueError, match="setfit fits its head on all training examples .* streaming"):
         train(changed(config, data__train=[replace(config.data.train[0], streaming=True)]))
-    with pytest.raises(ValueError, match="setfit compares the examples .* batch_size instead of data.batch_rows"):
+    with pytest.raises(ValueError, match="the task setfit compares .* set data.batch_size instead"):
         train(changed(config, data__batch_rows=8, data__batch_size=None))
     with pytest.raises(ValueError, match="all of the backbone is frozen"):
         train(changed(config, backbone__freeze=["^backbone/"]))
