@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -15,6 +16,7 @@ from helpers import SUBJECTS, Setup, assert_close
 from sklearn.linear_model import LogisticRegression
 from tiny_runs import changed, final_parameters, tiny_run
 
+from instructrec_jax.adapters.vector_classifier import VectorClassifier
 from instructrec_jax.backbones.sentence_vectors import write_sentence_modules
 from instructrec_jax.data.loader import pack
 from instructrec_jax.data.sources import SourceConfig
@@ -22,6 +24,7 @@ from instructrec_jax.evaluation.predictor import make_predict
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import RunData, buckets
+from instructrec_jax.runs.fitted_head import head_fitter
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks import SetFitConfig
 from instructrec_jax.tasks.base import LossInputs
@@ -90,20 +93,32 @@ def test_one_example_of_a_label_is_its_own_partner(setup: Setup) -> None:
             assert own == bool(alike)
 
 
-@pytest.mark.parametrize("size", [2, 5])
-def test_the_head_is_scikit_learns(size: int) -> None:
-    rng = np.random.default_rng(0)
-    labels = np.arange(40) % size
-    features = (rng.normal(size=(40, 6)) + np.eye(size, 6)[labels]).astype(np.float32)
-    kernel, bias = logistic_head(features, labels, size)
-    logits = features.astype(np.float64) @ kernel + bias
-    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    expected = LogisticRegression(max_iter=1000, C=STRENGTH).fit(features.astype(np.float64), labels)
-    np.testing.assert_allclose(shares, expected.predict_proba(features.astype(np.float64)), atol=1e-6)
-    with pytest.raises(ValueError, match=f"examples of all {size + 1} labels, but has {size}"):
-        logistic_head(features, labels, size + 1)
-    with pytest.raises(ValueError, match="not finite: the model may have diverged"):
-        logistic_head(features * np.nan, labels, size)
+def test_vectors_and_logits_equal_numpy() -> None:
+    """Two texts in a row, and a row without a second one."""
+    head = VectorClassifier(6, 3, pooling="mean", rngs=nnx.Rngs(0))
+    head.output.bias[...] = jnp.arange(3.0)
+    hidden = np.random.default_rng(0).normal(size=(2, 5, 6)).astype(np.float32)
+    segments = np.array([[1, 1, 2, 2, 2], [1, 1, 1, 0, 0]], np.int32)
+    means = np.stack([hidden[0, :2].mean(0), hidden[0, 2:].mean(0), hidden[1, :3].mean(0)]).astype(np.float64)
+    units = means / np.linalg.norm(means, axis=1, keepdims=True)
+    vectors, logits = (np.asarray(f(jnp.asarray(hidden), segments, 2)) for f in (head.vectors, head))
+    np.testing.assert_allclose(vectors.reshape(4, 6)[:3], units, atol=1e-6)
+    assert not vectors[1, 1].any()
+    np.testing.assert_allclose(
+        logits.reshape(4, 3)[:3], units @ np.asarray(head.output.kernel) + np.arange(3), atol=1e-6
+    )
+
+
+def test_the_fitted_head_is_placed_like_the_old_one(setup: Setup, checkpoint: Path, tmp_path: Path) -> None:
+    model, params = setup.model, setup.model.params
+    fitted = head_fitter(setup.task, model, setup.mesh, setup.buckets)(params, setup.encoded)
+    vectors = pooled(model.graphdef, params, setup.mesh, setup.buckets, [e.text for e in setup.encoded])
+    kernel, bias = logistic_head(vectors, setup.task.truth(setup.encoded), len(SUBJECTS))
+    assert_close(fitted, {"head": {"output": {"kernel": kernel, "bias": bias}}}, atol=2e-3)
+    for new, old in zip(jax.tree.leaves(fitted), jax.tree.leaves(params["head"]), strict=True):
+        assert new.sharding == old.sharding and new.shape == old.shape and new.dtype == old.dtype
+    learned = Setup("classification", checkpoint, tmp_path)
+    assert head_fitter(learned.task, learned.model, learned.mesh, learned.buckets)(learned.model.params, []) == {}
 
 
 # ---------------------------------------------------------------- a run
