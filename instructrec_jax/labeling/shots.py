@@ -310,8 +310,11 @@ def _in_a_process(plan: Plan, arm: Arm, out: Path, train: Train) -> Measured:
         return cast(Measured, pool.submit(_measure_logged, plan, arm, out, train).result())
     except TerminatedWorkerError as error:
         raise ValueError(f"the process of {arm} was killed, perhaps for lack of memory.") from error
+    except KeyboardInterrupt:
+        pool.shutdown(kill_workers=True)  # an arm in training takes Ctrl-C for its own, and saves
+        raise
     finally:
-        pool.shutdown(kill_workers=True)  # also after Ctrl-C, which an arm in training would take for its own
+        pool.shutdown()
 
 
 def _measure_logged(plan: Plan, arm: Arm, out: Path, train: Train) -> Measured:
