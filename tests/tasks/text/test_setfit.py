@@ -137,7 +137,21 @@ def tuned(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     return config
 
 
-def test_what_is_measured_is_the_head_fitted_on_the_tuned_vectors(tuned: Config, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_head_on_vectors_tuned_by_lora_in_micro_batches(checkpoint: Path, tmp_path: Path) -> None:
+    """What is frozen is no part of the checkpoint, and the head is."""
+    config = setfit_run(
+        checkpoint, tmp_path, data__validation=[], lora__rank=2, accumulation=2, mesh__fsdp=2, mesh__tensor=2
+    )
+    train(config)
+    assert_head_is_fitted(config)
+
+
+def test_what_is_measured_is_the_head_fitted_on_the_tuned_vectors(tuned: Config) -> None:
+    assert_head_is_fitted(tuned)
+
+
+def assert_head_is_fitted(tuned: Config) -> None:
     run = Run.open(tuned.run_dir)
     model, task, data = run.model, run.task, RunData(run.config)
     given, asked = (task.encode(list(data.examples(split))) for split in ("train", "test"))
