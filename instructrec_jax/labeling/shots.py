@@ -45,6 +45,7 @@ ARMS: dict[ArmName, str] = {
     "full": "full fine-tuning",
     "setfit": "SetFit",
 }
+FROZEN = ("logistic", "prototypes")  # without steps
 BATCH = 16  # examples of a step where the settings have none; SetFit's default
 HEAD_RATE, SETFIT_RATE = 1e-2, 2e-5  # SetFit's defaults for a head, and for the pairs
 LORA_RATE = 10.0  # times that of full fine-tuning (Schulman et al., 2025, "LoRA Without Regret")
@@ -96,15 +97,31 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The result of an arm.
+class Found:
+    """What an arm found.
 
     Attributes:
       accuracy: of the cases, 0 to 1.
       seconds: to open the network and train, with compilation; test_seconds: to answer the cases, likewise.
       memory: peak bytes until the arm was trained: of the device if it counts them, else of the process.
+      cases: their number.
+    """
+
+    accuracy: float
+    seconds: float
+    test_seconds: float
+    memory: int
+    cases: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The result of an arm.
+
+    Attributes:
+      accuracy, seconds, test_seconds, memory, cases: see `Found`.
       steps: of the training; 0 for a way without any.
-      examples, cases: their number.
+      examples: number of training examples.
       data: fingerprint of data.train.
     """
 
@@ -113,9 +130,9 @@ class Measured:
     seconds: float
     test_seconds: float
     memory: int
+    cases: int
     steps: int
     examples: int
-    cases: int
     data: str
 
 
@@ -165,30 +182,29 @@ def measure(plan: Plan, arm: Arm, folder: Path, train: Train) -> Measured:
     given = [source[int(number)] for number in chosen]
     if not getattr(data.config.data, plan.split):
         raise ValueError(f"--shots evaluates on data.{plan.split}, which lists no sources.")
-    has_steps = arm.name not in ("logistic", "prototypes")
-    measure_with, steps = (_trained, data.config.steps) if has_steps else (_frozen, 0)
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        accuracy, seconds, test_seconds, memory, cases = measure_with(plan, arm, data, given, folder, train)
+        if arm.name in FROZEN:
+            found = _frozen(plan, arm, data, given)
+        else:
+            found = _trained(plan, arm, data, given, folder, train)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return Measured(arm, accuracy, seconds, test_seconds, memory, steps, len(given), cases, source.fingerprint)
-
-
-Found = tuple[float, float, float, int, int]  # accuracy, seconds, seconds of the test, bytes, cases
+    steps = 0 if arm.name in FROZEN else data.config.steps
+    return Measured(arm, **asdict(found), steps=steps, examples=len(given), data=source.fingerprint)
 
 
 def _labels(examples: Mixture, names: Sequence[str]) -> np.ndarray:
     number = {name: place for place, name in enumerate(names)}
     for example in examples:
-        if example.images:
-            raise ValueError(f"{example.where}: --shots compares ways to learn from texts, but this has a picture.")
+        if example.images or example.sounds:
+            raise ValueError(f"{example.where}: --shots compares ways to learn from texts, but this is more than one.")
         if example.output not in number:
             raise ValueError(f"{example.where}: its output {example.output!r} is not one of the labels {[*names]}.")
     return np.array([number[str(example.output)] for example in examples], np.int64)
 
 
-def _frozen(plan: Plan, arm: Arm, data: RunData, given: list[Example], folder: Path, train: Train) -> Found:
+def _frozen(plan: Plan, arm: Arm, data: RunData, given: list[Example]) -> Found:
     """On vectors as `Run.encode` gives them."""
     names, began = list(data.config.task.label_names or ()), time.perf_counter()
     path = data.config.backbone.path
@@ -208,7 +224,7 @@ def _frozen(plan: Plan, arm: Arm, data: RunData, given: list[Example], folder: P
     cases = data.examples(plan.split)
     truth = _labels(cases, names)
     right = guess(run.encode([render(example) for example in cases])) == truth
-    return float(right.mean()), seconds, time.perf_counter() - began, memory, len(truth)
+    return Found(float(right.mean()), seconds, time.perf_counter() - began, memory, len(truth))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -226,7 +242,7 @@ def _trained(plan: Plan, arm: Arm, data: RunData, given: list[Example], folder: 
     run = Run.open(run_dir, replace(config, data=replace(config.data, **cases)))
     encoded = run.data.cases(run.task, plan.split)
     accuracy = run.task.score(run.full_predictor, encoded).metrics["accuracy"]
-    return accuracy, seconds, time.perf_counter() - began, memory, len(encoded)
+    return Found(accuracy, seconds, time.perf_counter() - began, memory, len(encoded))
 
 
 def arm_config(config: Config, arm: Arm, file: Path, run_dir: Path) -> Config:
@@ -257,7 +273,7 @@ def arm_config(config: Config, arm: Arm, file: Path, run_dir: Path) -> Config:
             batch_rows=None,
         ),
         optimizer=replace(config.optimizer, learning_rate=rates[arm.name], head_learning_rate=None),
-        evaluation=replace(config.evaluation, every=0, patience=None, metric=None, segment_by=None),
+        evaluation=replace(config.evaluation, every=0, patience=None, metric=None, max_examples=None, segment_by=None),
         checkpoint=CheckpointConfig(every=config.steps),
         tracking=TrackingConfig(tensorboard=False),
     )
@@ -282,6 +298,8 @@ def measured(plan: Plan, shots: Sequence[int], seeds: int, out: Path, train: Tra
     """
     if not shots or min(shots) < 1 or seeds < 1:
         raise ValueError(f"--shots and --seeds should be at least 1, but are {[*shots]} and {seeds}.")
+    if jax.distributed.is_initialized():
+        raise ValueError("--shots starts a process for each arm: start it in one process.")
     about, file = plan.about(), out / "plan.json"
     if file.exists() and read_json(file) != about:
         raise ValueError(f"{out} has results of other settings ({file}): choose another --out.")
@@ -295,8 +313,8 @@ def measured(plan: Plan, shots: Sequence[int], seeds: int, out: Path, train: Tra
             write_json(place, asdict(_in_a_process(plan, arm, out, train)))
         kept = cast(dict[str, object], read_json(place))
         found.append(Measured(**{**kept, "arm": arm}))  # type: ignore[arg-type]
-    if len({each.data for each in found}) > 1:
-        raise ValueError(f"{out} has results of other training data: choose another --out.")
+    if len({(each.data, each.cases) for each in found}) > 1:
+        raise ValueError(f"{out} has results of other training data or other cases: choose another --out.")
     return found
 
 

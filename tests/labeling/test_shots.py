@@ -141,7 +141,7 @@ def test_finished_arms_are_read(plan: Plan, tmp_path: Path, monkeypatch: pytest.
 
 
 def fake_result(arm: Arm) -> Measured:
-    return Measured(arm, arm.shots / 10 + arm.seed / 100, 1.0, 1.0, 10**9, 2, 5, 12, "data")
+    return Measured(arm, arm.shots / 10 + arm.seed / 100, 1.0, 1.0, 10**9, 12, 2, 5, "data")
 
 
 def test_what_cannot_be_compared_is_named(finished: Config, settings: Config, tmp_path: Path) -> None:
