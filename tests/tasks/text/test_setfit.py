@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from tiny_runs import changed, final_parameters, tiny_run
 
 from instructrec_jax.adapters.vector_classifier import VectorClassifier
+from instructrec_jax.answering.classifier import Classifier
 from instructrec_jax.backbones.sentence_vectors import write_sentence_modules
 from instructrec_jax.data.loader import pack
 from instructrec_jax.data.sources import SourceConfig
@@ -171,6 +172,16 @@ def assert_head_is_fitted(tuned: Config) -> None:
     np.testing.assert_allclose(
         run.encode(texts), vectors[0] * np.linalg.norm(run.encode(texts), axis=1)[:, None], atol=1e-5
     )
+
+
+def test_a_desks_classifier_answers_with_it(tuned: Config) -> None:
+    run = Run.open(tuned.run_dir)
+    classifier = Classifier(tuned.run_dir)
+    encoded = [classifier.encode("a dull film about war", "line 1")]
+    (answer,) = run.predict("a dull film about war")
+    logits = classifier.logits(encoded)[0, 0].astype(np.float64)
+    shares = np.exp(logits) / np.exp(logits).sum()
+    assert answer.probabilities == pytest.approx(dict(zip(SUBJECTS, shares.tolist(), strict=True)), abs=1e-5)
 
 
 def test_before_tuning_is_a_logistic_head_on_frozen_vectors(tuned: Config, checkpoint: Path) -> None:
