@@ -1,15 +1,15 @@
 """Evaluate a tuned run or an untuned network: `python -m instructrec_jax.evaluate RUN_OR_HF_FOLDER`.
 
-    evaluate RUN                          the run's best checkpoint on its own data.test (or --split validation)
-    evaluate HF_FOLDER --config_path X    an untuned HuggingFace folder on the task and data of X
-    evaluate RUN --beside RUN2 RUN3       also other runs, on the same cases
-    evaluate RUN --hybrid RUN2 coKNN      also hybrids with other rankers; weights are tuned on data.validation
-    evaluate RUN --rerank RUN2            also two stages: RUN2 reranks the --retrieve best items of RUN
-    evaluate RUN1 RUN2 ... --average probability --out E   an ensemble, beside its members; E is opened like a run
-    evaluate RUN --wordings FILE          also the same cases with each prompt variant (line) of FILE
-    evaluate RUN --explanations 30        also explanations, and how faithful they are, in the report of the run
-    evaluate RUN_OR_FOLDER_OR_YAML --shots 1,5,20   what few labels are worth: its backbone, trained in six ways
-    evaluate RUN --lm_eval TASK           tasks of EleutherAI's lm-eval instead
+    evaluate RUN                      the best checkpoint on its own data.test
+    evaluate FOLDER --config_path X   an untuned network on the task and data of X
+    evaluate RUN --beside RUN2        also other runs, on the same cases
+    evaluate RUN --hybrid RUN2 coKNN  also hybrids, tuned on data.validation
+    evaluate RUN --rerank RUN2        also two stages: RUN2 reranks its best items
+    evaluate RUN RUN2 --average HOW   an ensemble in --out, which opens like a run
+    evaluate RUN --wordings FILE      also with each prompt variant (line) of FILE
+    evaluate RUN --explanations 30    also explanations, in the report of the run
+    evaluate RUN --shots 1,5,20       six ways to train its backbone on few labels
+    evaluate RUN --lm_eval TASK       tasks of EleutherAI's lm-eval instead
 
 Settings can be overridden as in train: `--data.test new.csv` is read with the columns of the run's data.train.
 """
