@@ -11,7 +11,7 @@
     evaluate RUN --shots 1,5,20       six ways to train its backbone on few labels
     evaluate RUN --lm_eval TASK       tasks of EleutherAI's lm-eval instead
 
-Settings can be overridden as in train: `--data.test new.csv` is read with the columns of the run's data.train.
+`--data.test new.csv` is read with the columns of the run's data.train.
 """
 
 from pathlib import Path

@@ -131,7 +131,7 @@ def evaluate_parser(doc: str) -> argparse.ArgumentParser:
         type=run_path,
         nargs="+",
         metavar="RUN",
-        help="run directory, HuggingFace folder; for --shots also a YAML file",
+        help="run directory, HuggingFace folder; --shots: or YAML",
     )
     split = "test (default) or validation: sources of the cases"
     add("--split", choices=("test", "validation"), default="test", metavar="NAME", help=split)
@@ -142,13 +142,13 @@ def evaluate_parser(doc: str) -> argparse.ArgumentParser:
     weights = "of --average: equal (default), or tuned"
     add("--weights", choices=("equal", "tuned"), default="equal", metavar="HOW", help=weights)
     add("--calibrate", action="store_true", help="of --average: also tune temperatures")
-    add("--beside", type=run_path, nargs="+", default=[], metavar="RUN", help="other runs")
-    add("--hybrid", nargs="+", default=[], metavar="RUN", help="runs or baselines that are mixed in")
-    add("--rerank", type=run_path, nargs="+", default=[], metavar="RUN", help="reranker runs")
+    add("--beside", type=run_path, nargs="+", default=[], metavar="R", help="other runs")
+    add("--hybrid", nargs="+", default=[], metavar="R", help="runs or baselines that are mixed in")
+    add("--rerank", type=run_path, nargs="+", default=[], metavar="R", help="reranker runs")
     add("--retrieve", type=int, default=100, metavar="N", help="items that --rerank reranks (default: 100)")
     add("--wordings", type=Path, metavar="FILE", help="prompt variants, one per line")
     add("--lm_eval", nargs="+", default=[], metavar="TASK", help="tasks of lm-eval")
-    add("--lm_eval_tasks", type=Path, metavar="FOLDER", help="your own lm-eval tasks (YAML)")
+    add("--lm_eval_tasks", type=Path, metavar="DIR", help="your own lm-eval tasks (YAML)")
     add("--limit", type=int, metavar="N", help="examples per lm-eval task; default: all")
     add("--no_baselines", action="store_true", help="do not score baselines")
     add("--shots", type=whole_numbers, metavar="N,N", help="training examples of each label")
