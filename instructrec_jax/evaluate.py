@@ -1,33 +1,36 @@
 """Evaluate a tuned run or an untuned network: `python -m instructrec_jax.evaluate RUN_OR_HF_FOLDER`.
 
-    evaluate RUN                          the run's best checkpoint on its own data.test (or --split validation)
-    evaluate HF_FOLDER --config_path X    an untuned HuggingFace folder on the task and data of X
-    evaluate RUN --beside RUN2 RUN3       also other runs, on the same cases
-    evaluate RUN --hybrid RUN2 coKNN      also hybrids with other rankers; weights are tuned on data.validation
-    evaluate RUN --rerank RUN2            also two stages: RUN2 reranks the --retrieve best items of RUN
-    evaluate RUN1 RUN2 ... --average probability --out E   an ensemble, beside its members; E is opened like a run
-    evaluate RUN --wordings FILE          also the same cases with each prompt variant (line) of FILE
-    evaluate RUN --explanations 30        also explanations, and how faithful they are, in the report of the run
-    evaluate RUN --lm_eval TASK           tasks of EleutherAI's lm-eval instead
+    evaluate RUN                      the best checkpoint on its own data.test
+    evaluate FOLDER --config_path X   an untuned network on the task and data of X
+    evaluate RUN --beside RUN2        also other runs, on the same cases
+    evaluate RUN --hybrid RUN2 coKNN  also hybrids, tuned on data.validation
+    evaluate RUN --rerank RUN2        also two stages: RUN2 reranks its best items
+    evaluate RUN RUN2 --average HOW   an ensemble in --out, which opens like a run
+    evaluate RUN --wordings FILE      also with each prompt variant (line) of FILE
+    evaluate RUN --explanations 30    also explanations, in the report of the run
+    evaluate RUN --shots 1,5,20       six ways to train its backbone on few labels
+    evaluate RUN --lm_eval TASK       tasks of EleutherAI's lm-eval instead
 
-Settings can be overridden as in train: `--data.test new.csv` is read with the columns of the run's data.train.
+`--data.test new.csv` is read with the columns of the run's data.train.
 """
 
-from argparse import Namespace
 from pathlib import Path
 
 from instructrec_jax.answering.arguments import evaluate_parser, parse_with_settings
 from instructrec_jax.answering.comparison import Beside, evaluate
-from instructrec_jax.answering.ensembles import How, make_ensemble
+from instructrec_jax.answering.ensembles import open_ensemble
 from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.evaluation.prompt_variants import read_wordings
 from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.explanation.overview import explanations
 from instructrec_jax.extras import require
 from instructrec_jax.files import write_json
+from instructrec_jax.labeling.shots import measured, plan_of
+from instructrec_jax.labeling.shots_table import written
 from instructrec_jax.runs.bucket import send
 from instructrec_jax.runs.config import main_guard
-from instructrec_jax.runs.run import Run, is_run, open_member
+from instructrec_jax.runs.run import Run, is_run
+from instructrec_jax.train import train
 
 
 def main(args: list[str]) -> None:
@@ -35,6 +38,10 @@ def main(args: list[str]) -> None:
     path, several = options.paths[0], len(options.paths) > 1 or options.average is not None
     if not several and (options.weights != "equal" or options.calibrate):
         raise ValueError("--weights and --calibrate are for an ensemble: give several runs and --average.")
+    if options.shots is not None:
+        plan, out = plan_of(options, rest), options.out or Path("shots")
+        print(written(measured(plan, options.shots, options.seeds, out, train), out))
+        return
     out = options.out or (path / "evaluation" if is_run(path) and not several else Path("evaluation"))
     if options.lm_eval:
         require("lm_eval", "--lm_eval")  # an extra, imported only here
@@ -54,7 +61,7 @@ def main(args: list[str]) -> None:
         prompts=read_wordings(options.wordings) if options.wordings else (),
         baselines=not options.no_baselines,
     )
-    run = ensemble(options, out, rest) if several else Run.open(path, rest, step=options.step)
+    run = open_ensemble(options, out, rest) if several else Run.open(path, rest, step=options.step)
     # first, so that what it lacks is said before a long evaluation
     explained = None if options.explanations is None else explanations(run, options.explanations)
     evaluate(run, out, split=options.split, beside=beside)
@@ -63,15 +70,6 @@ def main(args: list[str]) -> None:
         write_json(folder / "explanations.json", explained)
         print(f"written: {write_report(folder)}, with explanations")
         send(path)
-
-
-def ensemble(options: Namespace, out: Path, settings: list[str]) -> Run:
-    """`--average`: the ensemble of the runs, written to `out`."""
-    if options.average is None:
-        raise ValueError("several runs need --average probability (an ensemble), or --beside (a row for each).")
-    how = How(options.average, options.weights, options.calibrate)
-    make_ensemble([open_member(each, settings, options.step) for each in options.paths], out, how)
-    return Run.open(out, settings)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ processes (see `distributed/launch.py`) all of them execute it; only the first w
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +41,7 @@ from instructrec_jax.runs.directory import (
     resuming,
     start_run_dir,
 )
+from instructrec_jax.runs.fitted_head import check_fits
 from instructrec_jax.runs.given import Given, GivenRecords, with_given
 from instructrec_jax.runs.initial import initial_model
 from instructrec_jax.runs.model import (
@@ -54,14 +55,14 @@ from instructrec_jax.runs.run import Run
 from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.runs.summary import flops_and_peak, introduction, summarize
 from instructrec_jax.runs.teachers import keep_teachers
-from instructrec_jax.tasks.base import check_cases
+from instructrec_jax.tasks.base import Encoded, check_cases
 from instructrec_jax.training.checkpoint import Checkpoints, abstract
 from instructrec_jax.training.interrupt import Interrupt, Interrupted
 from instructrec_jax.training.meter import Meter
 from instructrec_jax.training.optimizer import learning_rate_schedule
 from instructrec_jax.training.profiling import Profiler
 from instructrec_jax.training.progress import Progress
-from instructrec_jax.training.state import empty_window, merge_params, without_frozen
+from instructrec_jax.training.state import TrainState, empty_window, merge_params, without_frozen
 from instructrec_jax.training.tracking import Tracker, progress_bar
 
 
@@ -95,6 +96,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
         data = sources.training(task, config.accumulation * data_shards(mesh), mesh)
         validation = sources.cases(task, "validation")
         test = sources.cases(task, "test") or validation
+    check_fits(task, config.task.name, data.encoded)
     for cases in (validation, test):
         check_cases(task, cases)
     groups = sources.case_groups(test)  # early, because a missing key is an error
@@ -174,7 +176,12 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
                 meter.close_window(step, sums, progress.tokens)
                 state = replace(state, window=place(empty_window(), replicated(mesh)))
             value = None
-            if validation and config.evaluation.every and step % config.evaluation.every == 0:
+            evaluates = bool(validation and config.evaluation.every and step % config.evaluation.every == 0)
+            if task.fits_head and (evaluates or step % config.checkpoint.every == 0):
+                began = time.perf_counter()
+                state = with_fitted_head(setup, state, data.encoded)
+                meter.pause(time.perf_counter() - began)
+            if evaluates:
                 meter.flush()
                 began = time.perf_counter()
                 try:
@@ -198,6 +205,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
                     checkpoints.save(step, without_frozen(state), progress, to_dict(config), value)
         meter.flush()
         list_skipped(source, run_dir, listed)
+        state = with_fitted_head(setup, state, data.encoded)
         checkpoints.save(step, without_frozen(state), progress, to_dict(config), value)
         if not interrupt.requested:
             meter.finish(step, state.skipped)
@@ -210,13 +218,15 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
         return run_dir
 
     # ------------------------------------------------------------------ before, after, and baselines
+    fit_head = setup.fit_head
     del state, setup
     lock.share()
     run = Run(run_dir, sources, run_dir / "backbone", task, mesh, trained=True)
     fuse(run, validation)
     said = "Result       none: neither data.test nor data.validation has cases"
     if test:
-        untuned = predict_with(initial_model(config, task, folder, mesh).params)
+        params = initial_model(config, task, folder, mesh).params
+        untuned = predict_with(merge_params(params, fit_head(params, data.encoded)))
         chosen_on_them = progress.best_step is not None
         cases_of = measured_on("validation" if test is validation else "test", chose_checkpoint=chosen_on_them)
         said = compare_before_and_after(run, untuned, data.encoded, groups, cases_of)
@@ -224,6 +234,12 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
     once(lambda: finish_run_dir(run_dir))
     say(f"\n{said}\nNext         {next_command(run, test)}", sys.stdout)
     return run_dir
+
+
+def with_fitted_head(setup: TrainingSetup, state: TrainState, train: Sequence[Encoded]) -> TrainState:
+    """The state with a head that is fitted on its vectors of the training examples, where the task has such a head."""
+    fitted = setup.fit_head(merge_params(state.params, state.frozen), train)
+    return replace(state, params=merge_params(state.params, fitted))
 
 
 def tune(

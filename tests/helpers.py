@@ -43,6 +43,7 @@ from instructrec_jax.tasks import (
     RerankerConfig,
     RetrievalConfig,
     SequenceConfig,
+    SetFitConfig,
     SimilarityConfig,
     SpanConfig,
     SummarizationConfig,
@@ -70,6 +71,7 @@ def examples(kind: str, count: int = 32, seed: int = 0) -> list[Example]:
         text = " ".join([*words, subject])
         output: Any = {
             "classification": subject,
+            "setfit": subject,
             "similarity": subject,
             "multilabel": tuple(sorted({subject, str(rng.choice(SUBJECTS))})),
             "regression": float(len(words)),
@@ -130,6 +132,7 @@ def task_config(kind: str, folder: Path, **settings: Any) -> Any:
         )
     return {
         "classification": lambda: ClassificationConfig(labels=SUBJECTS),
+        "setfit": lambda: SetFitConfig(labels=SUBJECTS),
         "similarity": lambda: SimilarityConfig(**({"labels": SUBJECTS} | settings)),
         "contrastive": lambda: ContrastiveConfig(**settings),
         "multilabel": lambda: MultilabelConfig(labels=SUBJECTS),

@@ -11,6 +11,7 @@ ELSEWHERE = {
     "arrays": "adapters/test_dual_encoder.py",  # a name for a type
     "hf_types": "test_imports.py",  # names for types
     "adapters/mixture": "runs/test_ensemble.py",
+    "adapters/vector_classifier": "tasks/text/test_setfit.py",
     "audit": "labeling/test_audit.py",
     "label": "labeling/test_rounds.py",
     "compress": "compression/test_compress.py",
@@ -27,6 +28,7 @@ ELSEWHERE = {
             *("mpnet", "paligemma", "roberta", "siglip", "vit"),
         )
     },
+    "labeling/shots_table": "labeling/test_shots.py",
     "tasks/generation/written_objectives": "explanation/test_explain.py",
     "preparation/films/texts": "preparation/test_films.py",
     "data/text_rows": "data/test_rows.py",
@@ -38,6 +40,7 @@ ELSEWHERE = {
     "preparation/own_files": "preparation/test_mask_files.py",
     "preparation/inspection/table": "preparation/inspection/test_guessing.py",
     "runs/bucket_lock": "runs/test_bucket.py",
+    "runs/fitted_head": "tasks/text/test_setfit.py",
     "runs/initial": "answering/test_beginning.py",
     "runs/stored": "answering/test_beginning.py",
     "tasks/scores": "evaluation/test_evaluator.py",

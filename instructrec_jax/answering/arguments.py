@@ -108,6 +108,14 @@ def run_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error
 
 
+def whole_numbers(text: str) -> list[int]:
+    """The type of an option that lists whole numbers: "1,5,20"."""
+    try:
+        return [int(each) for each in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} should be whole numbers, such as 1,5,20") from error
+
+
 def new_file(path: Path | None, option: str = "--out") -> Path | None:
     """The path of a file or folder to write. Raises ValueError if it exists."""
     if path is not None and path.exists():
@@ -118,26 +126,34 @@ def new_file(path: Path | None, option: str = "--out") -> Path | None:
 def evaluate_parser(doc: str) -> argparse.ArgumentParser:
     parser = verb_parser("evaluate", doc, SETTINGS)
     add = parser.add_argument
-    add("paths", type=run_path, nargs="+", metavar="RUN", help="run directory, or HuggingFace folder")
-    add("--split", choices=("test", "validation"), default="test", help="sources of the cases (default: test)")
-    add("--step", type=int, help="step of the checkpoint; default: the best")
-    add("--out", type=Path, help="folder for the results; default: RUN/evaluation or ./evaluation")
-    add("--average", choices=("probability", "logit", "rank"), help="answer as one model, with this average")
-    weights = "of --average: equal (default), or tuned on data.validation"
-    add("--weights", choices=("equal", "tuned"), default="equal", help=weights)
-    calibrate = "tune temperatures of the members and of their average on data.validation"
-    add("--calibrate", action="store_true", help=calibrate)
-    add("--beside", type=run_path, nargs="+", default=[], help="other runs to score on the same cases")
-    add("--hybrid", nargs="+", default=[], help="runs or baselines (coKNN ...) whose scores are mixed in")
-    add("--rerank", type=run_path, nargs="+", default=[], help="reranker runs applied to this run's top results")
-    add("--retrieve", type=int, default=100, help="number of items that --rerank reranks (default: 100)")
-    add("--wordings", type=Path, help="prompt variants, one per line: re-evaluate the same cases with each")
-    add("--lm_eval", nargs="+", default=[], metavar="TASK", help="run tasks of EleutherAI's lm-eval instead")
-    add("--lm_eval_tasks", type=Path, metavar="FOLDER", help="folder of your own lm-eval tasks (YAML)")
-    add("--limit", type=int, help="number of examples per lm-eval task; default: all")
+    add(
+        "paths",
+        type=run_path,
+        nargs="+",
+        metavar="RUN",
+        help="run directory, HuggingFace folder; --shots: or YAML",
+    )
+    split = "test (default) or validation: sources of the cases"
+    add("--split", choices=("test", "validation"), default="test", metavar="NAME", help=split)
+    add("--step", type=int, metavar="N", help="step of the checkpoint; default: the best")
+    add("--out", type=Path, metavar="FOLDER", help="results; default: RUN/evaluation or ./evaluation")
+    average = "of an ensemble: probability, logit or rank"
+    add("--average", choices=("probability", "logit", "rank"), metavar="HOW", help=average)
+    weights = "of --average: equal (default), or tuned"
+    add("--weights", choices=("equal", "tuned"), default="equal", metavar="HOW", help=weights)
+    add("--calibrate", action="store_true", help="of --average: also tune temperatures")
+    add("--beside", type=run_path, nargs="+", default=[], metavar="R", help="other runs")
+    add("--hybrid", nargs="+", default=[], metavar="R", help="runs or baselines that are mixed in")
+    add("--rerank", type=run_path, nargs="+", default=[], metavar="R", help="reranker runs")
+    add("--retrieve", type=int, default=100, metavar="N", help="items that --rerank reranks (default: 100)")
+    add("--wordings", type=Path, metavar="FILE", help="prompt variants, one per line")
+    add("--lm_eval", nargs="+", default=[], metavar="TASK", help="tasks of lm-eval")
+    add("--lm_eval_tasks", type=Path, metavar="DIR", help="your own lm-eval tasks (YAML)")
+    add("--limit", type=int, metavar="N", help="examples per lm-eval task; default: all")
     add("--no_baselines", action="store_true", help="do not score baselines")
-    explained = "explain N examples of data.validation, in the report of the run"
-    add("--explanations", type=int, metavar="N", help=explained)
+    add("--shots", type=whole_numbers, metavar="N,N", help="training examples of each label")
+    add("--seeds", type=int, default=5, metavar="N", help="of --shots: draws of examples (default: 5)")
+    add("--explanations", type=int, metavar="N", help="examples of data.validation to explain")
     return parser
 
 

@@ -20,14 +20,14 @@ def open_tagger(path: Path | Run) -> Run:
     return open_run_of(path, "token_classification")
 
 
-def open_run_of(path: Path | Run, task: str) -> Run:
-    """Opens a run directory, unless it is an opened run. Raises ValueError for a run of another task."""
+def open_run_of(path: Path | Run, *tasks: str) -> Run:
+    """Opens a run directory, unless it is an opened run. Raises ValueError for a run of none of these tasks."""
     if not isinstance(path, Run):
         require_run(path)
         path = Run.open(path)
     run = path
-    if run.kind != task:
-        raise ValueError(f"{run.path} was trained for the task {run.kind}, not for {task}.")
+    if run.kind not in tasks:
+        raise ValueError(f"{run.path} was trained for the task {run.kind}, not for {' or '.join(tasks)}.")
     return run
 
 
@@ -55,7 +55,7 @@ def encode_one(task: Task, text: str, output: Output, *, where: str, instruction
 
 
 class Classifier:
-    """A run of the task classification, an ensemble of them, or several runs with the same labels.
+    """A run of the task classification or setfit, an ensemble of them, or several runs with the same labels.
 
     Several runs form an ensemble with equal weights (Lakshminarayanan et al., 2017). With `draws`, each member predicts
     `draws` times with dropout on (Monte Carlo dropout, Gal & Ghahramani, 2016). Combined: members = runs × draws.
@@ -81,7 +81,7 @@ class Classifier:
             raise ValueError(f"--draws is {draws}: uncertainty needs at least 2 draws; 0 turns dropout off.")
         given = listed(runs, "runs", (str, Path, Run), "a run directory, or a list of them")
         paths = [run if isinstance(run, Run) else Path(str(run)) for run in given]
-        opened = [open_run_of(path, "classification") for path in paths]
+        opened = [open_run_of(path, "classification", "setfit") for path in paths]
         self.run = opened[0] if len(opened) == 1 else ensemble_of(opened)
         self.labels: list[str] = list(self.run.task.labels)
         self.draws, self.seed, self.instruction = draws, seed, instruction

@@ -1,5 +1,6 @@
 """Making an ensemble of opened runs, and what its folder keeps; `runs.ensemble` opens it."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from instructrec_jax.files import write_json, write_text
 from instructrec_jax.runs.config import to_yaml
 from instructrec_jax.runs.ensemble import FILE, Kept, check_members, read_ensemble
 from instructrec_jax.runs.model import keep_declarations
-from instructrec_jax.runs.run import Run
+from instructrec_jax.runs.run import Run, open_member
 from instructrec_jax.tasks.averaging import Average, Judged, Mixture, fit
 from instructrec_jax.tasks.prediction import Predict
 
@@ -39,6 +40,18 @@ class How:
     average: Average
     weights: Literal["equal", "tuned"] = "equal"
     calibrate: bool = False
+
+
+def open_ensemble(options: Namespace, out: Path, settings: list[str]) -> Run:
+    """`evaluate --average`: the ensemble of the runs, written to `out` and opened.
+
+    Raises ValueError without an average, for a path that is no finished run, and as `make_ensemble`.
+    """
+    if options.average is None:
+        raise ValueError("several runs need --average probability (an ensemble), or --beside (a row for each).")
+    how = How(options.average, options.weights, options.calibrate)
+    make_ensemble([open_member(each, settings, options.step) for each in options.paths], out, how)
+    return Run.open(out, settings)
 
 
 def make_ensemble(members: Sequence[Run], out: Path, how: How) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from instructrec_jax.tasks.logistic import logistic_regression
 from instructrec_jax.tasks.tfidf import fitted_tfidf
 
 # (numbers to fit on, numbers to predict) -> the features of both, [examples, features] each
 Features = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]
-STRENGTH = 10.0  # C of scikit-learn: its default 1 leaves probabilities over many labels nearly equal
 
 
 def tfidf_features(texts: Sequence[str]) -> Features:
@@ -78,9 +78,7 @@ def fitted_shares(given: Any, labels: np.ndarray, wanted: Any, size: int) -> np.
       given, wanted: features of the examples to fit on and to predict, [examples, features].
       labels: int [given].
     """
-    from sklearn.linear_model import LogisticRegression  # takes a second to import
-
-    model = LogisticRegression(max_iter=1000, C=STRENGTH).fit(given, labels)
+    model = logistic_regression(given, labels)
     shares = np.zeros((wanted.shape[0], size))
     shares[:, model.classes_] = model.predict_proba(wanted)
     return shares

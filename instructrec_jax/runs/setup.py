@@ -14,6 +14,7 @@ from instructrec_jax.distributed.mesh import DeviceMesh
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import buckets
+from instructrec_jax.runs.fitted_head import FitHead, head_fitter
 from instructrec_jax.runs.initial import initial_model
 from instructrec_jax.runs.model import SplitModel, abstract_model, check_trainable
 from instructrec_jax.runs.teachers import beside_step, open_teachers
@@ -38,6 +39,7 @@ class TrainingSetup:
       teachers: the networks of `distil.teachers`.
       step: (state, batch) -> (state, sums of the log window), see `training.step.make_train_step`.
       predict_with: parameters -> the model, ready for `task.score`.
+      fit_head: what of the parameters is fitted instead of learned, see `runs.fitted_head.head_fitter`.
       optimizer_config: the optimizer's settings, with the default learning rate filled in.
       learning_rate_note: the learning rate as a line of the summary.
     """
@@ -52,6 +54,7 @@ class TrainingSetup:
     shardings: TrainState
     step: Step
     predict_with: Callable[[Tree], Predict]
+    fit_head: FitHead
     optimizer_config: OptimizerConfig
     learning_rate_note: str
 
@@ -111,6 +114,6 @@ class TrainingSetup:
         )
         if not abstract:
             state = place(state, shardings)
-        return cls(
-            config, task, mesh, model, teachers, optimizer, state, shardings, step, predict_with, chosen, rate_note
-        )
+        fit_head = head_fitter(task, model, mesh, buckets(config))
+        functions = (step, predict_with, fit_head)
+        return cls(config, task, mesh, model, teachers, optimizer, state, shardings, *functions, chosen, rate_note)

@@ -346,7 +346,7 @@ def _scenarios(
             warming.append(partial(compile_task, slots))
     elif config.slots:
         raise ValueError(f"the model {config.path} has slots, but no actions: name its actions file.")
-    if run.trained and run.kind == "classification" and run.task.context.pixels is None:
+    if run.trained and run.kind in ("classification", "setfit") and run.task.context.pixels is None:
         try:
             found["watch"] = Watching(run, config.watch, instruction=config.instruction, most=limits.records)
         except ValueError:

@@ -21,6 +21,7 @@ from instructrec_jax.tasks.text.contrastive import ContrastiveConfig
 from instructrec_jax.tasks.text.extractive_summarization import ExtractiveSummarizationConfig
 from instructrec_jax.tasks.text.masked_lm import MaskedLMConfig
 from instructrec_jax.tasks.text.regression import RegressionConfig
+from instructrec_jax.tasks.text.setfit import SetFitConfig
 from instructrec_jax.tasks.text.similarity import SimilarityConfig
 from instructrec_jax.tasks.text.span import SpanConfig
 from instructrec_jax.tasks.text.token_classification import TokenClassificationConfig
@@ -44,6 +45,7 @@ __all__ = [
     "RerankerConfig",
     "RetrievalConfig",
     "SequenceConfig",
+    "SetFitConfig",
     "SimilarityConfig",
     "SpanConfig",
     "SummarizationConfig",

@@ -338,6 +338,16 @@ class Task:
         """The shapes of the float32 arrays of `refresh`, for a backbone with `hidden_size` features."""
         return {}
 
+    fits_head = False  # whether `fit` makes the head, before each evaluation and checkpoint, instead of the step
+
+    def features(self, model: Network, batch: Batch) -> jax.Array:
+        """What the head is fitted on, float32 [rows, segments, width], of a task that `fits_head`."""
+        raise TypeError(f"{type(self).__name__} has no features().")
+
+    def fit(self, features: np.ndarray, train: Sequence[Encoded]) -> dict[str, dict[str, np.ndarray]]:
+        """The parameters of the head, by module and name, from the features [examples, width] of all `train`."""
+        raise TypeError(f"{type(self).__name__} has no fit().")
+
     case_measure = ""  # the field of `Scores.predictions` with a case's metric, which the shown examples name, too
 
     def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[Shown]:

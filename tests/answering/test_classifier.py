@@ -55,7 +55,7 @@ def classifier(monkeypatch: pytest.MonkeyPatch, *runs: Any, **settings: Any) -> 
     for number, each in enumerate(runs):
         each.path = Path(f"run {number}")
     opened = iter(runs)
-    monkeypatch.setattr(module, "open_run_of", lambda path, task: next(opened))
+    monkeypatch.setattr(module, "open_run_of", lambda path, *tasks: next(opened))
     monkeypatch.setattr(module, "ensemble_of", together)
     return Classifier([each.path for each in runs], **settings)
 

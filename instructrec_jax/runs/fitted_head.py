@@ -1,0 +1,65 @@
+"""Heads that are fitted on the vectors of the training examples, instead of learned by the step (`Task.fits_head`)."""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from instructrec_jax.data.batch import Batch
+from instructrec_jax.distributed.launch import place
+from instructrec_jax.distributed.mesh import DeviceMesh
+from instructrec_jax.evaluation.predictor import make_predict
+from instructrec_jax.runs.model import SplitModel
+from instructrec_jax.tasks.base import Encoded, Task
+from instructrec_jax.training.state import Tree
+
+FitHead = Callable[[Tree, Sequence[Encoded]], Tree]
+
+
+def head_fitter(task: Task, model: SplitModel, mesh: DeviceMesh, buckets: Sequence[int]) -> FitHead:
+    """A function: (all parameters, training examples) -> the fitted parameters, nested like all, placed like them.
+
+    Empty where the task's head is learned by the step.
+
+    Raises ValueError where the head, or all of the backbone, is frozen.
+    """
+    if not task.fits_head:
+        return lambda params, train: {}
+    flat, _ = jax.tree_util.tree_flatten_with_path(model.params)
+    paths = ["/".join(str(part.key) for part in path) for path, _ in flat]
+    if any(path.startswith("head/") and model.is_frozen(path) for path in paths):
+        raise ValueError("backbone.freeze freezes the head, which this task fits anew: leave the head out of it.")
+    if all(path.startswith("head/") or model.is_frozen(path) for path in paths):
+        raise ValueError(
+            "all of the backbone is frozen, but this task tunes its vectors, on which the head is fitted: leave out "
+            "backbone.freeze and backbone.train_last, or set task.type classification."
+        )
+
+    shardings = cast(dict[str, dict[str, NamedSharding]], model.shardings["head"])
+
+    @jax.jit
+    def step(params: Tree, batch: Batch) -> jax.Array:
+        with mesh.tracing():
+            return task.features(task.view(nnx.merge(model.graphdef, params)), batch)
+
+    def fit(params: Tree, train: Sequence[Encoded]) -> Tree:
+        run = make_predict(step, params, mesh=mesh, buckets=buckets, per_token=False)
+        head = task.fit(np.stack(run([e.text for e in train])), train)
+        fitted: Tree = {}
+        for module, values in head.items():
+            fitted[module] = {name: place(value, shardings[module][name]) for name, value in values.items()}
+        return {"head": fitted}
+
+    return fit
+
+
+def check_fits(task: Task, name: str, train: Sequence[Encoded]) -> None:
+    """Raises ValueError for a stream, whose examples are not there together."""
+    if task.fits_head and not len(train):
+        raise ValueError(
+            f"task.type {name} fits its head on all training examples together, which a stream does not have: set "
+            "streaming: false."
+        )
