@@ -15,8 +15,8 @@ from instructrec_jax.backbones.image_text import ImageText
 from instructrec_jax.distributed.chips import peak_flops
 from instructrec_jax.evaluation.tables import Summary
 from instructrec_jax.runs.config import Config
-from instructrec_jax.runs.data import TrainingData
 from instructrec_jax.runs.setup import TrainingSetup
+from instructrec_jax.runs.training_data import TrainingData
 from instructrec_jax.training.flops import Texts, forward_flops, has_output_table, step_flops
 from instructrec_jax.training.state import Tree, merge_params
 
