@@ -289,7 +289,8 @@ def with_memory(config: SemiSupervisedConfig, state: TrainState, task: Task) -> 
     """The state at step 0 with what the loss of unlabeled examples remembers, and the sums that it logs."""
     if config.method == "none":
         return state
-    teacher = jax.tree.map(lambda x: x.astype(jnp.float32), state.params) if config.teacher_decay else {}
+    # copies: the step gives the memory of both to its result
+    teacher = jax.tree.map(lambda x: jnp.array(x, jnp.float32), state.params) if config.teacher_decay else {}
     window = empty_window([*state.window, *SUMS])
     return replace(state, teacher=teacher, marginals=first_marginals(config, task), window=window)
 
