@@ -13,7 +13,6 @@ Student's t over the seeds; of one seed there is none.
 """
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from scipy import stats
 from instructrec_jax.data.fingerprints import normalized
 from instructrec_jax.data.mixture import permutation
 from instructrec_jax.data.prompts import answer, render
-from instructrec_jax.files import read_json, read_jsonl, write_jsonl
+from instructrec_jax.files import read_json, write_jsonl
 from instructrec_jax.parsing import parse_yaml
 from instructrec_jax.runs.config import Config, load, to_dict
 from instructrec_jax.runs.data import RunData

@@ -1,19 +1,15 @@
 """data.unlabeled and semi_supervised in whole runs: resumed exactly, refused where they cannot be, and logged."""
 
-import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 from helpers import assert_close
 from tiny_runs import changed, final_parameters, rows, tiny_run, write_examples
 
 from instructrec_jax import train
 from instructrec_jax.augmentation.augmenter import AugmentConfig
 from instructrec_jax.data.sources import SourceConfig
-from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.runs.config import Config
 from instructrec_jax.training.semi_supervised import SemiSupervisedConfig
 

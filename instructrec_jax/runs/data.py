@@ -211,11 +211,13 @@ class RunData:
         check_batch(self.config, task, row_multiple)
         if not check_unlabeled(self.config, task):
             return self._labeled(task, row_multiple, mesh)
+        data = self._labeled(task, row_multiple, mesh)
         cases = {str(split): self.examples(split) for split in MEASURED if getattr(self.config.data, split)}
         encode = partial(self.encode, task, "unlabeled")
-        unlabeled, leaks = open_unlabeled(self.config, task, self.source("unlabeled"), cases, encode, row_multiple)
+        sources, labeled = self.source("unlabeled"), data.examples_per_step
+        found, leaks = open_unlabeled(self.config, task, sources, cases, encode, labeled, row_multiple)
         self._unusable.update({row.where: row for row in leaks})
-        return with_unlabeled(self._labeled(task, row_multiple, mesh), unlabeled)
+        return with_unlabeled(data, found)
 
     def _labeled(self, task: Task, row_multiple: int, mesh: DeviceMesh | None) -> TrainingData:
         opened = self.source("train")
@@ -387,6 +389,7 @@ def _batches(
         epoch_steps=epoch_steps,
         packing=packing,
         copies=len(encoded) - mixture.epoch_size,
+        batch_size=size,
     )
 
 
@@ -420,7 +423,8 @@ def _stream_batches(config: Config, task: Task, opened: StreamSource | MixedStre
         return task.gather(encode(examples), rng)
 
     shape = (size or 0, buckets(config), row_multiple, config.seed, target_buckets(task))
-    return TrainingData(opened.name, StreamLoader(opened, gather, *shape).batches, f"{size} examples")
+    batches = StreamLoader(opened, gather, *shape).batches
+    return TrainingData(opened.name, batches, f"{size} examples", batch_size=size)
 
 
 def check_batch(config: Config, task: Task, row_multiple: int) -> None:

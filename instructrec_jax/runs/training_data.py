@@ -23,6 +23,7 @@ class TrainingData:
       epoch_steps: steps per epoch (0 for a stream).
       copies: how many of `encoded` are changed copies, see `data.augmented`.
       packing: rows and padding of an epoch, as text for the summary (empty if each batch is packed by itself).
+      batch_size: examples of a batch; None: it is rows.
       weak_share: share of a step's tokens that the network reads without learning from them.
     """
 
@@ -34,7 +35,20 @@ class TrainingData:
     epoch_steps: float = 0.0
     packing: str = ""
     copies: int = 0
+    batch_size: int | None = None
     weak_share: float = 0.0
+
+    @property
+    def examples_per_step(self) -> float:
+        """The mean number of examples in a batch. Raises ValueError for rows of a stream, which has no such number."""
+        if self.batch_size is not None:
+            return self.batch_size
+        if not self.epoch_steps:
+            raise ValueError(
+                "semi_supervised.ratio counts unlabeled examples for each labeled one, but data.train is a stream in "
+                "data.batch_rows: set data.batch_size instead."
+            )
+        return (len(self.encoded) - self.copies) / self.epoch_steps
 
     def describe(self) -> str:
         if not len(self.encoded):

@@ -47,11 +47,6 @@ def check_unlabeled(config: Config, task: Task) -> bool:
         raise ValueError(
             f"semi_supervised.method is {method}, but data.unlabeled names no source: name a file of texts."
         )
-    if config.data.examples_per_step is None:
-        raise ValueError(
-            "semi_supervised.ratio counts unlabeled examples for each labeled one of a batch: set data.batch_size "
-            "instead of data.batch_rows."
-        )
     if config.data.hold_out:
         raise ValueError(
             "data.hold_out holds out examples by their labels, which those of data.unlabeled may not have: leave one "
@@ -61,13 +56,14 @@ def check_unlabeled(config: Config, task: Task) -> bool:
 
 
 def open_unlabeled(
-    config: Config, task: Task, opened: object, cases: Cases, encode: Encode, row_multiple: int
+    config: Config, task: Task, opened: object, cases: Cases, encode: Encode, labeled: float, row_multiple: int
 ) -> tuple["UnlabeledBatches", list[SkippedRow]]:
     """The batches of data.unlabeled, and the examples left out because they are cases (with on_bad_example: skip).
 
     Args:
       opened: the sources, as they are read for training.
       cases: name of a split -> the examples that a run is measured on.
+      labeled: mean number of labeled examples in a batch.
 
     Raises ValueError for a stream, for examples that are cases, for methods of augment that the task cannot take, and
     where no example is left.
@@ -92,7 +88,7 @@ def open_unlabeled(
     weights = [each.weight for each in usable if each.weight is not None] or None
     data = config.data
     order = Mixture(usable, weights=weights, temperature=data.temperature, size_cap=data.size_cap, seed=config.seed)
-    size = round(config.semi_supervised.ratio * (data.examples_per_step or 0))
+    size = max(1, round(config.semi_supervised.ratio * labeled))
     return UnlabeledBatches(
         task, usable, order, size, length_buckets(data.max_length), row_multiple, config.seed
     ), skipped
