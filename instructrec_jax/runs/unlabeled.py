@@ -141,8 +141,8 @@ def _rows(
         first = leaks[0]
         raise ValueError(
             f"data.unlabeled: {len(leaks):,} examples of {source.name} are cases of data.validation or data.test, "
-            f"which a run that learns from them cannot be measured on; {first.where}: {first.detail}. Remove them (audit "
-            "lists such texts), or set data.on_bad_example: skip to leave them out."
+            f"which a run that learns from them cannot be measured on; {first.where}: {first.detail}. Remove them "
+            "(audit lists such texts), or set data.on_bad_example: skip to leave them out."
         )
     rewritten: dict[int, list[int]] = {}
     for row, name in copies:
