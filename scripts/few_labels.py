@@ -16,6 +16,7 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from scipy import stats
@@ -28,6 +29,19 @@ from instructrec_jax.parsing import parse_yaml
 from instructrec_jax.runs.config import Config, load, to_dict
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.train import train
+
+
+class Row(TypedDict):
+    """A row of the results table."""
+
+    name: str
+    values: dict[str, float]
+
+
+class Results(TypedDict):
+    """evaluation.json."""
+
+    rows: list[Row]
 
 
 def main() -> None:
@@ -101,7 +115,8 @@ def score(config: Config, metric: str) -> float:
     results = Path(config.run_dir) / "evaluation.json"
     if not results.is_file():
         train(config)
-    return float(read_json(results)["tuned"][metric])
+    measured = read_json(results, Results)["rows"]
+    return next(float(row["values"][metric]) for row in measured if row["name"] == "after tuning")
 
 
 def table(rows: Sequence[dict[str, float]]) -> str:

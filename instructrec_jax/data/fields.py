@@ -307,7 +307,7 @@ class FieldMapper:
                 return value
             if recipe.column == name and (name not in ("instruction", "output") or self._has_messages(row)):
                 return None
-            if recipe.column == name == "output" and self.optional_output:
+            if name == "output" and self.optional_output:
                 return None
             if recipe.column == name == "instruction" and any(self._has(each, row) for each in ("input", *_MEDIA)):
                 return None  # the input is a text of its own, and a picture or sound needs none

@@ -40,7 +40,7 @@ from instructrec_jax.preparation.interaction_rows import KIND, InteractionRows
 from instructrec_jax.runs.config import Config, to_dict
 from instructrec_jax.runs.given import Given
 from instructrec_jax.runs.training_data import TrainingData, with_unlabeled
-from instructrec_jax.runs.unlabeled import check_unlabeled, open_unlabeled
+from instructrec_jax.runs.unlabeled import UnlabeledSource, check_unlabeled, open_unlabeled
 from instructrec_jax.tasks.base import Encoded, Task
 from instructrec_jax.tasks.encoded_store import NONE, EncodedExamples, chosen, encode_stored, joined, token_key
 from instructrec_jax.tasks.encoding import check_usable, encode_usable
@@ -134,6 +134,7 @@ class RunData:
     def _folder(self, examples: IndexableSource | Mixture) -> Path | None:
         """The folder of the stores of a source, or of the first source of a mixture."""
         source = examples.sources[0] if isinstance(examples, Mixture) else examples
+        source = source.source if isinstance(source, UnlabeledSource) else source
         return source.folder if isinstance(source, RowSource) else None
 
     def examples(self, split: Sources) -> Mixture:

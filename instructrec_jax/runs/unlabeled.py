@@ -75,6 +75,11 @@ def open_unlabeled(
     for number, (source, setting) in enumerate(zip(opened.sources, config.data.unlabeled, strict=True)):
         rows, leaks = _rows(source, known, config.data.on_bad_example == "skip")
         skipped += leaks
+        if rows.rewritten and config.task.has_tags(source[int(rows.weak[0])].task):
+            raise ValueError(
+                f"data.unlabeled: {source.name} has rewritten copies (made_from) of tagged texts, whose words may be "
+                f"elsewhere: remove them, and set augment to {' or '.join(KEEP_WORDS)}."
+            )
         if len(rows.weak):
             made = _copies(source, setting.augment, config, task, f"data.unlabeled[{number}].augment")
             views = UnlabeledSource(source, rows, task, made)

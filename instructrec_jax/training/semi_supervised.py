@@ -1,7 +1,7 @@
 """Learning from examples without labels within the one training step: settings, loss, and what a run remembers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import jax
@@ -115,6 +115,20 @@ def _check_task(config: SemiSupervisedConfig, task: Task, kind: str) -> None:
 
 
 # ---------------------------------------------------------------- what a run remembers
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RememberingState(TrainState):
+    """The state of a run that learns from unlabeled examples. (Checkpoints of other runs have no place for more.)
+
+    Attributes:
+      teacher: float32, an exponential average of `params`, in the same form; empty with `teacher_decay` 0.
+      marginals: see `first_marginals`.
+    """
+
+    teacher: Tree
+    marginals: dict[str, dict[str, jax.Array]]
 
 
 @jax.tree_util.register_dataclass
@@ -292,7 +306,15 @@ def with_memory(config: SemiSupervisedConfig, state: TrainState, task: Task) -> 
     # copies: the step gives the memory of both to its result
     teacher = jax.tree.map(lambda x: jnp.array(x, jnp.float32), state.params) if config.teacher_decay else {}
     window = empty_window([*state.window, *SUMS])
-    return replace(state, teacher=teacher, marginals=first_marginals(config, task), window=window)
+    own = {each.name: getattr(state, each.name) for each in fields(state)} | {"window": window}
+    return RememberingState(**own, teacher=teacher, marginals=first_marginals(config, task))
+
+
+def remembered(
+    config: SemiSupervisedConfig, old: RememberingState, params: Tree, noted: Noted
+) -> tuple[Tree, dict[str, dict[str, jax.Array]]]:
+    """(teacher, marginals) after an update that gave the parameters."""
+    return averaged(config, old.teacher, params, old.step), moved(config, old.marginals, noted)
 
 
 def averaged(config: SemiSupervisedConfig, old: Tree, new: Tree, step: jax.Array) -> Tree:

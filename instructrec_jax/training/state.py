@@ -1,7 +1,7 @@
 """The train state: all arrays that a run carries from step to step, and their shardings."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import jax
@@ -28,8 +28,6 @@ class TrainState:
       key: uint32 [2], the run's random key (raw data); each step folds its number into it.
       buffers: arrays of the model that are not trained, such as item vectors.
       window: float32 scalars, sums since the last log line.
-      teacher: float32, an exponential average of `params`, in the same form; empty where no loss reads it.
-      marginals: see `semi_supervised.first_marginals`; empty where no loss reads them.
       skipped: int32 scalar, updates skipped because they were not finite.
       skipped_in_a_row: int32 scalar, the same without a finite update since.
     """
@@ -43,8 +41,6 @@ class TrainState:
     window: dict[str, jax.Array]
     skipped: jax.Array
     skipped_in_a_row: jax.Array
-    teacher: Tree = field(default_factory=dict)
-    marginals: dict[str, dict[str, jax.Array]] = field(default_factory=dict)
 
 
 WINDOW = ("loss", "weight", "grad_norm", "steps")

@@ -22,12 +22,12 @@ from instructrec_jax.tasks.base import LossInputs, Model, Task, microbatches
 from instructrec_jax.training.distillation import Arrays, Loss, Teachers, distilled
 from instructrec_jax.training.semi_supervised import (
     Noted,
+    RememberingState,
     SemiSupervisedConfig,
     Unlabeled,
-    averaged,
     factor_of,
-    moved,
     nothing_noted,
+    remembered,
     unlabeled_loss,
 )
 from instructrec_jax.training.state import TrainState, Tree, merge_params
@@ -100,11 +100,12 @@ def make_train_step(
             optimizer=keep(optimizer_state, state.optimizer),
             step=state.step + 1,
             window=window,
-            teacher=keep(averaged(semi, state.teacher, params, state.step), state.teacher) if semi else {},
-            marginals=keep(moved(semi, state.marginals, noted), state.marginals) if semi else {},
             skipped=state.skipped + ~finite,
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
         )
+        if semi is not None and isinstance(state, RememberingState):
+            teacher, marginals = keep(remembered(semi, state, params, noted), (state.teacher, state.marginals))
+            new = replace(new, teacher=teacher, marginals=marginals)
         return new, window | {"skipped": new.skipped, "skipped_in_a_row": new.skipped_in_a_row}
 
     step = jax.jit(
@@ -180,7 +181,7 @@ def _make_gradients(
         if accumulation == 1 or task.couples_examples:  # a coupled loss splits the batch itself
             total, weight, noted, grads = sums_of(batch, accumulation)
         else:
-            noted = Noted({}) if semi is None else nothing_noted(state.marginals)
+            noted = Noted({}) if unlabeled is None else nothing_noted(unlabeled.marginals)
             start = (jnp.zeros(()), jnp.zeros(()), noted, jax.tree.map(jnp.zeros_like, state.params))
 
             def add(sums: Sums, microbatch: Batch) -> tuple[Sums, None]:
@@ -203,7 +204,7 @@ def _unlabeled(
     batch: Batch,
 ) -> Unlabeled:
     """What the loss of unlabeled examples needs, of the state and the whole batch."""
-    assert config.method != "none" and batch.unlabeled is not None
+    assert config.method != "none" and isinstance(state, RememberingState)
     own = state.params
     if config.teacher_decay:
         own = jax.tree.map(lambda kept, now: kept.astype(now.dtype), state.teacher, state.params)
