@@ -17,7 +17,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.fingerprints import digest_of_example, fingerprint_of, normalized
 from instructrec_jax.data.loader import HostBatch, prefetch
 from instructrec_jax.data.mixture import IndexableSource, Mixture, Versions
-from instructrec_jax.data.packing import Plan, fit, length_buckets, plan_batch
+from instructrec_jax.data.packing import Plan, fit, length_buckets, plan_batch, round_up
 from instructrec_jax.data.prompts import render
 from instructrec_jax.data.skipped import SkippedRow
 from instructrec_jax.runs.config import Config
@@ -26,7 +26,7 @@ from instructrec_jax.tasks.encoded_store import EncodedExamples, joined
 from instructrec_jax.training.semi_supervised import check_semi_supervised
 
 KEEP_WORDS = ("synonyms", "typos")  # the methods after which every word is where it was
-SHAPED_BY = 8  # batches whose largest shape is that of all batches which fit into it
+SHAPED_BY = 16  # batches whose largest shape, with a little room, is that of all batches which fit into it
 
 Encode = Callable[[IndexableSource, np.ndarray], EncodedExamples]
 Cases = Mapping[str, Iterable[Example]]
@@ -396,7 +396,7 @@ class UnlabeledBatches:
         """(rows, length) of most batches, so that few shapes are compiled."""
         plans = [self._plan(self.texts(step)) for step in range(SHAPED_BY)]
         largest = max(plans, key=lambda plan: plan.rows * plan.length)
-        return largest.rows, largest.length
+        return round_up(largest.rows + 1, self.row_multiple), largest.length
 
     def batch(self, step: int) -> HostBatch:
         """The views of a step, in `batch.unlabeled` of a batch whose own rows are those of the weak view."""
