@@ -3,8 +3,8 @@
     python scripts/few_labels.py my.yaml --labels 8 --seeds 0 1 2 3 4 --out runs/few_labels \
         --semi_supervised.method fixmatch --augment '{delete: 0.1, swap: 0.1}'
 
-Of the settings' data.train, each seed keeps N random examples of each label (--labels); the rest become data.unlabeled,
-but for those whose text is that of a case of data.validation or data.test. Both runs start from the same network with
+Of the settings' data.train (without texts that are cases of data.validation or data.test), each seed keeps N random
+examples of each label (--labels); the rest become data.unlabeled. Both runs start from the same network with
 the same seed, labeled examples, batch size and number of steps. Further `--a.b value` are settings of the
 semi-supervised run, `--both.a.b value` of both. A finished run is not trained again.
 
@@ -90,7 +90,7 @@ def divided(config: Config, count: int, seed: int, folder: Path) -> tuple[Path, 
     """Files of the labeled and of the unlabeled examples of a seed."""
     data = RunData(config)
     cases = {normalized(render(e)) for split in ("validation", "test") for e in data.examples(split)}
-    examples = list(data.examples("train"))
+    examples = [e for e in data.examples("train") if normalized(render(e)) not in cases]
     labeled, unlabeled = [], []
     taken: Counter[str | None] = Counter()
     for number in permutation(len(examples), seed).tolist():
@@ -98,7 +98,7 @@ def divided(config: Config, count: int, seed: int, folder: Path) -> tuple[Path, 
         if taken[answer(example)] < count:
             taken[answer(example)] += 1
             labeled.append(example)
-        elif normalized(render(example)) not in cases:
+        else:
             unlabeled.append(example)
     if short := [label for label, own in taken.items() if own < count]:
         raise SystemExit(f"the label {short[0]!r} has fewer than {count} examples: lower --labels.")
