@@ -12,7 +12,6 @@ from helpers import SUBJECTS, task_config
 from tiny_runs import changed, tiny_run
 
 from instructrec_jax.augmentation.augmenter import AugmentConfig
-from instructrec_jax.data.fingerprints import normalized
 from instructrec_jax.data.hold_out import HoldOutConfig
 from instructrec_jax.data.prompts import render
 from instructrec_jax.data.sources import SourceConfig
@@ -198,7 +197,3 @@ def test_rows_count_by_their_mean_number_of_examples(checkpoint: Path, tmp_path:
     config = config_of(checkpoint, tmp_path, data__batch_size=None, data__batch_rows=2)
     training, _, _ = opened(config)
     assert batches_of(config).size == round(2 * 24 / training.epoch_steps)
-
-
-def test_normalized() -> None:
-    assert normalized("An OLD  film!") == normalized("an old film") != normalized("an old films")
