@@ -103,7 +103,7 @@ def make_train_step(
             skipped=state.skipped + ~finite,
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
         )
-        if semi is not None and isinstance(state, RememberingState):
+        if semi is not None and isinstance(state, RememberingState) and isinstance(new, RememberingState):
             teacher, marginals = keep(remembered(semi, state, params, noted), (state.teacher, state.marginals))
             new = replace(new, teacher=teacher, marginals=marginals)
         return new, window | {"skipped": new.skipped, "skipped_in_a_row": new.skipped_in_a_row}
