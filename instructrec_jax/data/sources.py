@@ -158,8 +158,7 @@ def open_sources(
       storage: where examples are kept; None: in memory.
       kinds: of sources that rooms above know: (path, split) -> their rows.
       task: the settings of the task, which `labels` and `numbers` come from, as JSON.
-      mask: replaces personal data in each example; None: nothing is masked.
-      optional_output: whether examples may have no output.
+      mask: replaces personal data in each example; None: nothing is masked. optional_output: it may have no output.
 
     Raises:
       ValueError: a source cannot be opened, rows are bad or missing, or settings contradict each other.

@@ -110,22 +110,20 @@ def measure(step: CompiledStep, config: Config, topology: str, mesh: DeviceMesh,
     program = hlo.parse(text, unbounded=step.loss_chunks)
     moved = hlo.collectives(program, per_slice=chips // slices)
     tree = merge_params(step.state.params, step.state.frozen)
-    learned = [step.texts, *([] if step.views is None else [step.views])]
+    learned = filter(None, (step.texts, step.views))
     counted = [flops.step_flops(tree, step.is_frozen, step.network, texts, tied=step.tied) for texts in learned]
     kernel, remat = "splash_mha" in text, config.backbone.remat
     attention_done = sum(each.attention_with(remat, kernel=kernel) for each in counted) / chips
     taught = sum(
         flops.forward_flops(each.params, each.source.config, step.texts, tied=step.tied) for each in step.teachers
     )
-    if step.views is not None:  # the weak view
-        taught += flops.forward_flops(tree, step.network, step.views, tied=step.tied)
+    taught += 0 if step.views is None else flops.forward_flops(tree, step.network, step.views, tied=step.tied)
     hardware = (sum(each.products_with(remat) for each in counted) + taught) / chips + attention_done
     traffic, cycles = hlo.memory_traffic(program), hlo.estimated_cycles(program)
 
     def held(part: str) -> int:
         return _bytes(getattr(step.state, part), getattr(step.shardings, part))
 
-    averaged = held("teacher") if isinstance(step.state, RememberingState) else 0
     arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes
     peak = arguments + outputs - memory.alias_size_in_bytes + memory.temp_size_in_bytes
     crossing = sum(moved.between_slices.values())
@@ -147,7 +145,7 @@ def measure(step: CompiledStep, config: Config, topology: str, mesh: DeviceMesh,
         tokens=step.texts.tokens + step.texts.target_tokens + (0 if step.views is None else 2 * step.views.tokens),
         compile_seconds=step.seconds,
         parameters=held("params") + held("frozen"),
-        teachers=sum(_bytes(each.params, each.shardings) for each in step.teachers) + averaged,
+        teachers=_teachers(step),
         optimizer=held("optimizer"),
         buffers=held("buffers"),
         temporaries=memory.temp_size_in_bytes,
@@ -164,6 +162,14 @@ def measure(step: CompiledStep, config: Config, topology: str, mesh: DeviceMesh,
     if not found.fits:
         found.advice.extend(what_to_change(found, config))
     return found
+
+
+def _teachers(step: CompiledStep) -> int:
+    """Bytes of the networks that the loss reads beside the one that is trained, on one device."""
+    frozen = sum(_bytes(each.params, each.shardings) for each in step.teachers)
+    if isinstance(step.state, RememberingState) and isinstance(step.shardings, RememberingState):
+        return frozen + _bytes(step.state.teacher, step.shardings.teacher)
+    return frozen
 
 
 def what_to_change(plan: Plan, config: Config) -> list[str]:
