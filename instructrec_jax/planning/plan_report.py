@@ -106,8 +106,7 @@ def measure(step: CompiledStep, config: Config, topology: str, mesh: DeviceMesh,
     chips, chip = mesh.devices.size, chip_of(mesh.devices.flat[0])
     memory = step.compiled.memory_analysis()
     assert memory is not None  # every compiler of XLA knows it
-    text = step.compiled.as_text() or ""
-    program = hlo.parse(text, unbounded=step.loss_chunks)
+    program = hlo.parse(text := step.compiled.as_text() or "", unbounded=step.loss_chunks)
     moved = hlo.collectives(program, per_slice=chips // slices)
     tree = merge_params(step.state.params, step.state.frozen)
     learned = filter(None, (step.texts, step.views))
