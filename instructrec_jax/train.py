@@ -141,7 +141,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
     rates = np.asarray(jax.vmap(learning_rate_schedule(setup.optimizer_config, config.steps))(np.arange(config.steps)))
     meter = Meter(tracker, bar, rates.item, config.optimizer.max_nonfinite, *flops_and_peak(setup, data))
     profiler = Profiler(run_dir, config.profile)
-    shapes: set[tuple[int, ...]] = set()
+    shapes: set[tuple[tuple[int, ...], tuple[int, ...] | None]] = set()
     value = None
 
     passing = (ValueError, FloatingPointError)
@@ -155,10 +155,9 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
                 state = replace(state, buffers=place(buffers, shardings.buffers))
             with meter.timed("input"):
                 batch = next(batches)
-            if new_shape := batch.shape not in shapes:
-                shapes.add(batch.shape)
-                room = " + ".join(f"{length:,}" for length in batch.shape[1:])
-                bar.print(f"compiling the step for {batch.shape[0]} rows of {room} tokens")
+            if new_shape := (batch.shape, batch.views) not in shapes:
+                shapes.add((batch.shape, batch.views))
+                bar.print(f"compiling the step for {batch.described}")
             profiler.begin(step + 1)
             with heartbeat("compiling the step", bar.print) if new_shape else nullcontext():
                 state, sums = setup.step(state, to_devices(batch.batch, mesh))
@@ -174,7 +173,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
             bar.update(step)
             if step % config.tracking.log_every == 0 or step == config.steps:
                 meter.close_window(step, sums, progress.tokens)
-                state = replace(state, window=place(empty_window(), replicated(mesh)))
+                state = replace(state, window=place(empty_window(state.window), replicated(mesh)))
             value = None
             evaluates = bool(validation and config.evaluation.every and step % config.evaluation.every == 0)
             if task.fits_head and (evaluates or step % config.checkpoint.every == 0):

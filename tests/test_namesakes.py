@@ -50,6 +50,7 @@ ELSEWHERE = {
     "answering/ensembles": "runs/test_ensemble.py",
     "tasks/encoded": "tasks/test_encoded_store.py",
     "runs/vectors": "runs/test_predictions.py",
+    "runs/training_data": "runs/test_unlabeled.py",
     **{f"service/{name}": "service/test_models.py" for name in ("scenarios", "settings", "warm_up")},
     **{f"service/routes/{name}": "service/test_models.py" for name in ("items", "records", "status", "vectors")},
     "service/connections": "service/test_server.py",

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from tiny_runs import tiny_run, untrained_run, write_settings
 from transformers import BertConfig
 
 from instructrec_jax.answering import evidence, recommender
-from instructrec_jax.answering.comparison import Beside, evaluate
-from instructrec_jax.answering.ranker import BaselineRanker, Ranker, keep_fusion
+from instructrec_jax.answering.ranker import Ranker
 from instructrec_jax.answering.recommender import Recommender
 from instructrec_jax.answering.requests import Request
 from instructrec_jax.answering.terminal import width
@@ -26,7 +24,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
-from instructrec_jax.ranking.fusion import Fusion, hybrid, mask
+from instructrec_jax.ranking.fusion import hybrid, mask
 from instructrec_jax.recommend import main
 from instructrec_jax.runs import data as run_data
 from instructrec_jax.runs import model as models
@@ -478,42 +476,3 @@ def test_a_person_is_asked_on_a_terminal(runs: dict[str, Path], monkeypatch: Any
     out, err = capsys.readouterr()
     assert json.loads(out)["history"] == ["War (1998)"]
     assert '"War" could be:\n  1  War (1991) [id:i1]\n  2  War (1998) [id:i8]\n  0  none of these' in err
-
-
-# ------------------------------------------------------------------ the hybrid that training chose
-
-
-def test_the_hybrid_that_training_chose_is_what_is_asked_for(runs: dict[str, Path], tmp_path: Path) -> None:
-    """Unless a request, an option or new items say otherwise."""
-    run = tmp_path / "run"
-    shutil.copytree(runs["retrieval"], run)
-    asked = [Request(instruction="a good film", history=["Long; Space"])]
-
-    def best(**how: Any) -> list[tuple[str, float]]:
-        (answer,) = Recommender(run, **how).recommend(asked, k=6)
-        assert answer.error is None
-        return [(r.item, r.score) for r in answer.recommendations]
-
-    alone = best()
-    first = Ranker.open(run)
-    keep_fusion(first, BaselineRanker(first.task, "coKNN"), Fusion("coKNN", 0.4), 9, chosen=True)
-    assert best() == best(hybrid="coKNN") == best(hybrid="coKNN", weight=0.4) != alone
-    assert best(hybrid="none") == alone
-    assert best(hybrid="coKNN", weight=0.1) not in (alone, best())
-    write_jsonl(tmp_path / "new.jsonl", [{"title": "A New One", "text": "a film about space"}])
-    assert Recommender(run, items=tmp_path / "new.jsonl").fused is None
-
-
-def test_an_evaluation_shows_the_hybrid_that_training_chose(runs: dict[str, Path], tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(runs["retrieval"], run)
-    first = Ranker.open(run)
-    keep_fusion(first, BaselineRanker(first.task, "coKNN"), Fusion("coKNN", 0.4), 9, chosen=True)
-    cases = [{"instruction": "a good film", "output": f"i{n}", "history": ["i2"]} for n in (4, 7)]
-    write_jsonl(tmp_path / "test.jsonl", cases)
-    opened = Run.open(run, ["--data.test", str([str(tmp_path / "test.jsonl")])])
-    rows = evaluate(opened, tmp_path / "out", beside=Beside(baselines=False))
-    assert [row.name for row in rows] == ["tuned", "hybrid with coKNN (weight 0.40)"]
-    said = [record["prediction"][:4] for record in rows[1].scores[""].predictions]
-    answers = Recommender(run).recommend([Request(prompt="a good film", history=["id:i2"])] * 2, k=4)
-    assert [[r.item for r in answer.recommendations] for answer in answers] == said

@@ -24,6 +24,7 @@ class SoftOutputs:
         layer over a vocabulary, whose logits would be too large an array.
       weights: float [...], the w of the loss Σ w ℓ / Σ w: with the same sum, so that both can be mixed.
       table, bias, scale, soft_cap: of the output layer, see `losses.linear_cross_entropy`.
+      targets: the right class, int [...], or whether each label is right, [..., labels]; -1: unknown. None: all are.
     """
 
     kind: Kind
@@ -33,6 +34,7 @@ class SoftOutputs:
     bias: jax.Array | None = None
     scale: float = 1.0
     soft_cap: float | None = None
+    targets: Array | None = None
 
     @property
     def classes(self) -> int:

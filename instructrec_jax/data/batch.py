@@ -79,6 +79,7 @@ class Batch(Generic[Own]):
         other networks.
       own: the arrays of the task, see the module; None where there are none.
       images: the images in the rows; None where no text has any.
+      unlabeled: examples without labels, in rows of their own; None where a batch of training has none.
     """
 
     texts: Rows
@@ -87,6 +88,7 @@ class Batch(Generic[Own]):
     targets: Rows | None
     own: Own
     images: RowImages | None = None
+    unlabeled: "Views | None" = None
 
     @property
     def outputs(self) -> Rows:
@@ -97,6 +99,22 @@ class Batch(Generic[Own]):
     def without_own(self) -> "Batch[None]":
         """The texts alone."""
         return Batch(self.texts, self.token_types, self.text_numbers, self.targets, None, self.images)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Views:
+    """The same examples twice, with each text (or pair) in the same row and segment of both.
+
+    So outputs for texts, and those for examples, lie in the same places of both.
+
+    Attributes:
+      weak: the examples as they are.
+      strong: changed copies.
+    """
+
+    weak: Batch
+    strong: Batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from instructrec_jax.masking.masker import MaskConfig
 # Named, because --help shows a setting's comment only where its type is a plain name.
 Truncate = Literal["error", "left", "right", "drop"]
 Split = Literal["train", "validation", "test"]
+Sources = Literal["train", "validation", "test", "unlabeled"]  # the lists of sources
 
 DEFAULT_BATCH_SIZE = 32
 
@@ -22,6 +23,7 @@ class DataConfig:
     train: list[SourceConfig] = field(default_factory=list)  # sources to train on, mixed by their weights
     validation: list[SourceConfig] = field(default_factory=list)  # evaluated during training; picks the best checkpoint
     test: list[SourceConfig] = field(default_factory=list)  # evaluated before and after tuning
+    unlabeled: list[SourceConfig] = field(default_factory=list)  # examples without labels: see semi_supervised
     prepare: str | None = None  # name of a bundled demo, whose data is written to task.catalogue unless that exists
     temperature: float = 1.0  # tasks are mixed in proportion to size ** (1 / temperature)
     size_cap: int | None = None  # cap on a task's size when computing mixture weights; null: no cap

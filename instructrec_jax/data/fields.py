@@ -151,6 +151,7 @@ class FieldMapper:
       class_names: label names of class columns, by column (from `datasets` or tfds).
       numbers: whether the task named so learns from numbers, which are then read from text cells.
       mask: replaces personal data in each example; see `data.masked`.
+      optional_output: whether an example may have no output.
 
     Raises:
       ValueError: an invalid setting. Calling the mapper raises `BadExample`.
@@ -165,8 +166,10 @@ class FieldMapper:
         class_names: Mapping[str, Sequence[str]] | None = None,
         numbers: Callable[[str], bool] = no_numbers,
         mask: Callable[[Example], Example] | None = None,
+        optional_output: bool = False,
     ) -> None:
         self.fields, self.task, self.numbers, self.mask = fields, task, numbers, mask
+        self.optional_output = optional_output
         self.labels = None if labels is None else Labels(labels)
         self.answer_styles: Counter[str] = Counter()  # of output_type candidate, see `labels.chosen`
         self.class_names = {c: dict(enumerate(names)) for c, names in (class_names or {}).items()}
@@ -238,7 +241,7 @@ class FieldMapper:
         example = Example(
             instruction=self._text("instruction", instruction, alone) or "",
             input=self._text("input", listed, True),
-            output=None if output is None and (messages or not self.recipes["output"]) else self._output(output, own),
+            output=None if self._may_lack(output, messages) else self._output(output, own),
             messages=messages,
             candidates=candidates,
             history=() if is_dialogue(history) else self._ids("history", history),
@@ -257,6 +260,11 @@ class FieldMapper:
         if self.labels is not None:
             check_labels(example, self.labels.names)
         return example if self.mask is None else self.mask(example)
+
+    def _may_lack(self, output: object, messages: Sequence[Message]) -> bool:
+        if self.optional_output and (output is None or isinstance(output, str) and not output.strip()):
+            return True
+        return output is None and (bool(messages) or not self.recipes["output"])
 
     def _messages(self, row: Mapping[str, object], there: list[str]) -> tuple[Message, ...]:
         recipe = self.recipes["messages"]
@@ -298,6 +306,8 @@ class FieldMapper:
             if value is not _MISSING:
                 return value
             if recipe.column == name and (name not in ("instruction", "output") or self._has_messages(row)):
+                return None
+            if name == "output" and self.optional_output:
                 return None
             if recipe.column == name == "instruction" and any(self._has(each, row) for each in ("input", *_MEDIA)):
                 return None  # the input is a text of its own, and a picture or sound needs none

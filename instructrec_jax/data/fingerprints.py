@@ -2,9 +2,20 @@
 
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Iterable
 
 from instructrec_jax.data.example import Example
+
+_WORD = re.compile(r"\w+")
+
+
+def normalized(text: str) -> str:
+    """The words in lower case, joined by spaces (Unicode NFKC, case-folded); without words, the text without spaces
+    at its ends."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(_WORD.findall(folded)) or folded.strip()
 
 
 def fingerprint(examples: Iterable[Example]) -> str:

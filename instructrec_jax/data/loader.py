@@ -36,6 +36,13 @@ class HostBatch:
     tokens: int  # without padding, with targets
     shape: tuple[int, ...]  # (rows, length) or (rows, length, target_length)
     position: Position | None = None  # of a stream, after this batch
+    views: tuple[int, ...] | None = None  # the shape of `batch.unlabeled`
+
+    @property
+    def described(self) -> str:
+        """The shapes, as text."""
+        room = f"{self.shape[0]} rows of {' + '.join(f'{length:,}' for length in self.shape[1:])} tokens"
+        return room + (f", and {self.views[0]} of {self.views[1]:,} for both views" if self.views else "")
 
 
 @dataclass(frozen=True)
@@ -303,22 +310,26 @@ class _Epoch:
         return self.examples[self.rows[int(self.order[row])]]
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
-class _Steps:
+class _Steps(Generic[T]):
     """A function of the step as grain's random-access source."""
 
-    function: Callable[[int], HostBatch]
+    function: Callable[[int], T]
     start: int
     stop: int
 
     def __len__(self) -> int:
         return max(0, self.stop - self.start)
 
-    def __getitem__(self, index: SupportsIndex) -> HostBatch:
+    def __getitem__(self, index: SupportsIndex) -> T:
         return self.function(self.start + index.__index__())
 
 
-def prefetch(function: Callable[[int], HostBatch], start: int, stop: int) -> Iterator[HostBatch]:
+def prefetch(function: Callable[[int], T], start: int, stop: int) -> Iterator[T]:
+    """function(start), ..., function(stop - 1), made ahead of time by a thread."""
     import grain  # takes half a second to import, and only training needs it
 
     source = grain.MapDataset.source(_Steps(function, start, stop))

@@ -69,7 +69,7 @@ class SourceConfig:
     images: str = ""  # Folder where paths of pictures and sounds start and must stay; empty: that of the data file.
     fields: FieldsConfig = field(default_factory=FieldsConfig)  # Columns of each field of an example.
     task: str = ""  # Task name of all examples; empty: each record's own.
-    augment: AugmentConfig = field(default_factory=AugmentConfig)  # data.train only: changed copies of the examples.
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # data.train and data.unlabeled only: changed copies.
     weight: float | None = None  # Share in a mixture, relative to the others; null: by number of examples.
 
 
@@ -144,6 +144,7 @@ def open_sources(
     task: object = None,
     kinds: Kinds | None = None,
     mask: ExampleMask | None = None,
+    optional_output: bool = False,
 ) -> Mixture | StreamSource | MixedStream:
     """Opens and checks all sources: a `Mixture`, or a stream if one of them is read in order.
 
@@ -157,7 +158,7 @@ def open_sources(
       storage: where examples are kept; None: in memory.
       kinds: of sources that rooms above know: (path, split) -> their rows.
       task: the settings of the task, which `labels` and `numbers` come from, as JSON.
-      mask: replaces personal data in each example; None: nothing is masked.
+      mask: replaces personal data in each example; None: nothing is masked. optional_output: it may have no output.
 
     Raises:
       ValueError: a source cannot be opened, rows are bad or missing, or settings contradict each other.
@@ -173,7 +174,8 @@ def open_sources(
         hint = "give every source a weight, or set streaming: false."
         raise ValueError(f"source {streams[0].path}: a stream has no size, so its share must be given; {hint}")
     names = _names(configs)
-    reading = _Reading(labels, numbers, on_bad_example, seed, given, storage or Storage(), task, kinds or {}, mask)
+    more = (task, kinds or {}, mask, optional_output)
+    reading = _Reading(labels, numbers, on_bad_example, seed, given, storage or Storage(), *more)
     sources = [_open(config, name, reading) for config, name in zip(configs, names, strict=True)]
     if isinstance(sources[0], StreamSource) and len(sources) == 1:
         return sources[0]
@@ -212,6 +214,7 @@ class _Reading:
     task: object
     kinds: Kinds
     mask: ExampleMask | None
+    optional_output: bool
 
 
 def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | StreamSource:
@@ -223,6 +226,8 @@ def _open(config: SourceConfig, name: str, reading: _Reading) -> RowSource | Str
     key |= {"images": config.images} if config.images else {}
     if reading.mask is not None:
         key["mask"] = reading.mask.key()
+    if reading.optional_output:
+        key["optional_output"] = True
     if reading.given is not None:
         given = reading.given
         origin, opened = Origin(), partial(_usual, lambda columns: given, config, name, reading)
@@ -290,6 +295,7 @@ def _mapper(config: SourceConfig, fields: FieldsConfig, reading: _Reading, featu
         "labels": reading.labels,
         "numbers": reading.numbers,
         "mask": reading.mask,
+        "optional_output": reading.optional_output,
     }
     return FieldMapper(fields, class_names=class_names(features), **settings)
 
@@ -323,6 +329,7 @@ class _MapperSettings(TypedDict):
     labels: Sequence[str] | None
     numbers: Callable[[str], bool]
     mask: ExampleMask | None
+    optional_output: bool
 
 
 def _check(config: SourceConfig, name: str, on_bad_example: str) -> None:

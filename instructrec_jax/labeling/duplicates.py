@@ -4,8 +4,6 @@ Candidates come from locality-sensitive hashing of MinHash signatures (Broder, 1
 by its exact similarity, so nothing is reported that is not similar; a pair near the threshold may be missed.
 """
 
-import re
-import unicodedata
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +15,6 @@ from instructrec_jax.extras import require
 LENGTH = 5  # characters of a shingle
 PERMUTATIONS = 128  # of a signature
 MOST = 5_000_000  # pairs that are verified
-_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -27,13 +24,6 @@ class Pair:
     first: int
     second: int
     similarity: float
-
-
-def normalized(text: str) -> str:
-    """The words in lower case, joined by spaces (Unicode NFKC, case-folded); without words, the text without spaces
-    at its ends."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join(_WORD.findall(folded)) or folded.strip()
 
 
 def shingles(text: str) -> frozenset[str]:

@@ -6,8 +6,8 @@ from typing import Literal, get_args
 
 from instructrec_jax.data.data_config import Split
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.fingerprints import normalized
 from instructrec_jax.data.prompts import answer, render
-from instructrec_jax.labeling.duplicates import normalized
 from instructrec_jax.runs.data import RunData
 
 Kind = Literal["leak", "contradiction", "duplicate", "near-duplicate", "label"]

@@ -44,6 +44,7 @@ class CompiledStep:
       is_frozen: path of a parameter -> whether it is frozen.
       network: HuggingFace's config of the backbone.
       texts: sizes of a batch's texts.
+      views: of each of both views of its unlabeled examples; None without any.
       tied: whether the output layer shares the table of word embeddings.
       loss_chunks: chunks of a language model's loss; an upper bound for the trip count of their loop.
       seconds: compile time.
@@ -56,6 +57,7 @@ class CompiledStep:
     is_frozen: Callable[[str], bool]
     network: PretrainedConfig
     texts: Texts
+    views: Texts | None
     tied: bool
     loss_chunks: int
     seconds: float
@@ -118,6 +120,7 @@ def compile_step(config: Config, folder: Path, mesh: DeviceMesh) -> CompiledStep
         setup.model.is_frozen,
         network,
         texts_of(batch, task),
+        None if batch.unlabeled is None else texts_of(batch.unlabeled.strong, task),
         task.predicts_words and not has_output_table(setup.model.params),
         chunks,
         time.perf_counter() - began,

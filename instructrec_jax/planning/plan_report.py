@@ -12,6 +12,7 @@ from instructrec_jax.planning import hlo
 from instructrec_jax.planning.compiled_step import CompiledStep, compile_step
 from instructrec_jax.runs.config import Config
 from instructrec_jax.training import flops
+from instructrec_jax.training.semi_supervised import RememberingState
 from instructrec_jax.training.state import merge_params
 
 GB = 1e9
@@ -25,7 +26,7 @@ class Plan:
     Attributes:
       mesh: axis -> size.
       parameters, optimizer, buffers: bytes of the state.
-      teachers: bytes of the networks of `distil.teachers`.
+      teachers: bytes of the networks of `distil.teachers`, and of semi_supervised.teacher_decay.
       temporaries: other bytes of the program: activations, gradients, gathered parameters.
       peak: state + batch + temporaries, which must fit into HBM.
       model_flops, hardware_flops: without and with recomputation by remat.
@@ -105,17 +106,18 @@ def measure(step: CompiledStep, config: Config, topology: str, mesh: DeviceMesh,
     chips, chip = mesh.devices.size, chip_of(mesh.devices.flat[0])
     memory = step.compiled.memory_analysis()
     assert memory is not None  # every compiler of XLA knows it
-    text = step.compiled.as_text() or ""
-    program = hlo.parse(text, unbounded=step.loss_chunks)
+    program = hlo.parse(text := step.compiled.as_text() or "", unbounded=step.loss_chunks)
     moved = hlo.collectives(program, per_slice=chips // slices)
     tree = merge_params(step.state.params, step.state.frozen)
-    counted = flops.step_flops(tree, step.is_frozen, step.network, step.texts, tied=step.tied)
+    learned = filter(None, (step.texts, step.views))
+    counted = [flops.step_flops(tree, step.is_frozen, step.network, texts, tied=step.tied) for texts in learned]
     kernel, remat = "splash_mha" in text, config.backbone.remat
-    attention_done = counted.attention_with(remat, kernel=kernel) / chips
+    attention_done = sum(each.attention_with(remat, kernel=kernel) for each in counted) / chips
     taught = sum(
         flops.forward_flops(each.params, each.source.config, step.texts, tied=step.tied) for each in step.teachers
     )
-    hardware = (counted.products_with(remat) + taught) / chips + attention_done
+    taught += 0 if step.views is None else flops.forward_flops(tree, step.network, step.views, tied=step.tied)
+    hardware = (sum(each.products_with(remat) for each in counted) + taught) / chips + attention_done
     traffic, cycles = hlo.memory_traffic(program), hlo.estimated_cycles(program)
 
     def held(part: str) -> int:
@@ -139,15 +141,15 @@ def measure(step: CompiledStep, config: Config, topology: str, mesh: DeviceMesh,
         chips=chips,
         chip=chip,
         mesh=dict(mesh.shape),
-        tokens=step.texts.tokens + step.texts.target_tokens,
+        tokens=step.texts.tokens + step.texts.target_tokens + (0 if step.views is None else 2 * step.views.tokens),
         compile_seconds=step.seconds,
         parameters=held("params") + held("frozen"),
-        teachers=sum(_bytes(each.params, each.shardings) for each in step.teachers),
+        teachers=_teachers(step),
         optimizer=held("optimizer"),
         buffers=held("buffers"),
         temporaries=memory.temp_size_in_bytes,
         peak=peak,
-        model_flops=(counted.model + taught) / chips,
+        model_flops=(sum(each.model for each in counted) + taught) / chips,
         hardware_flops=hardware,
         traffic=traffic,
         collectives=moved,
@@ -159,6 +161,14 @@ def measure(step: CompiledStep, config: Config, topology: str, mesh: DeviceMesh,
     if not found.fits:
         found.advice.extend(what_to_change(found, config))
     return found
+
+
+def _teachers(step: CompiledStep) -> int:
+    """Bytes of the networks that the loss reads beside the one that is trained, on one device."""
+    frozen = sum(_bytes(each.params, each.shardings) for each in step.teachers)
+    if isinstance(step.state, RememberingState) and isinstance(step.shardings, RememberingState):
+        return frozen + _bytes(step.state.teacher, step.shardings.teacher)
+    return frozen
 
 
 def what_to_change(plan: Plan, config: Config) -> list[str]:

@@ -73,6 +73,10 @@ class Catalogue:
         except KeyError as error:
             raise ValueError(f"item {error.args[0]!r} is not in the catalogue of {len(self)} items.") from None
 
+    def drawn(self, key: str) -> str:
+        """The id of an item, as a function of the key."""
+        return self.ids[int.from_bytes(hashlib.sha256(key.encode(errors="replace")).digest()[:8], "big") % len(self)]
+
     def name(self, number: int) -> str:
         """The title with its year, if known: "The Matrix (1999)"."""
         year = self.facts["year"][number] if "year" in self.facts else None

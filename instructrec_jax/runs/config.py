@@ -34,6 +34,7 @@ from instructrec_jax.training.checkpoint import CheckpointConfig
 from instructrec_jax.training.distillation import DistilConfig
 from instructrec_jax.training.optimizer import OptimizerConfig
 from instructrec_jax.training.profiling import ProfileConfig
+from instructrec_jax.training.semi_supervised import SemiSupervisedConfig
 from instructrec_jax.training.tracking import TrackingConfig
 
 C = TypeVar("C")
@@ -62,6 +63,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     distil: DistilConfig = field(default_factory=DistilConfig)
+    semi_supervised: SemiSupervisedConfig = field(default_factory=SemiSupervisedConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -1,7 +1,7 @@
 """The data of a run: each source is opened and parsed once, its examples are encoded once, then batched."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,13 +12,11 @@ import numpy as np
 from instructrec_jax.augmentation.augmenter import AugmentConfig
 from instructrec_jax.data.augmented import AugmentedSource, ExampleAugmenter, augmented
 from instructrec_jax.data.batch import BatchTexts
-from instructrec_jax.data.data_config import Split
+from instructrec_jax.data.data_config import Sources
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.file_stream import Position
 from instructrec_jax.data.fingerprints import digest_of_example
 from instructrec_jax.data.hold_out import SEEN, UNSEEN, HoldOutConfig, check_hold_out, is_held_out
 from instructrec_jax.data.loader import (
-    HostBatch,
     ImageCounts,
     Loader,
     OwnRows,
@@ -41,12 +39,15 @@ from instructrec_jax.evaluation.evaluator import segments
 from instructrec_jax.preparation.interaction_rows import KIND, InteractionRows
 from instructrec_jax.runs.config import Config, to_dict
 from instructrec_jax.runs.given import Given
+from instructrec_jax.runs.training_data import TrainingData, with_unlabeled
+from instructrec_jax.runs.unlabeled import UnlabeledSource, check_unlabeled, open_unlabeled
 from instructrec_jax.tasks.base import Encoded, Task
 from instructrec_jax.tasks.encoded_store import NONE, EncodedExamples, chosen, encode_stored, joined, token_key
 from instructrec_jax.tasks.encoding import check_usable, encode_usable
 
 Some = TypeVar("Some", bound=Sequence[Encoded])
 
+MEASURED: tuple[Sources, ...] = ("validation", "test")
 KINDS = {KIND: InteractionRows}  # of sources, beside files and data sets
 
 
@@ -62,7 +63,7 @@ class RunData:
 
     def __init__(self, config: Config, given: Given | None = None):
         self._given = given or {}
-        self._opened: dict[Split, Mixture | StreamSource | MixedStream] = {}
+        self._opened: dict[Sources, Mixture | StreamSource | MixedStream] = {}
         self._unusable: dict[str, SkippedRow] = {}  # by file and line
         self.config = config
         if not config.task.complete and config.data.train:
@@ -70,7 +71,7 @@ class RunData:
                 raise ValueError("task.labels cannot be read from a stream: list them, or set streaming: false.")
             self.config = replace(config, task=config.task.learn(self.examples("train")))
 
-    def source(self, split: Split) -> Mixture | StreamSource | MixedStream:
+    def source(self, split: Sources) -> Mixture | StreamSource | MixedStream:
         """The opened sources of a split. Raises ValueError if the split lists none."""
         if split not in self._opened:
             sources = getattr(self.config.data, split)
@@ -79,7 +80,7 @@ class RunData:
             if any(not source.path for source in sources):
                 raise ValueError(f"data.{split} has a source without path: name a file, a folder or a data set.")
             data = self.config.data
-            if split != "train" and any(source.augment != AugmentConfig() for source in sources):
+            if split not in ("train", "unlabeled") and any(source.augment != AugmentConfig() for source in sources):
                 raise ValueError(
                     f"data.{split} has a source with augment, but only data.train is augmented: leave it out."
                 )
@@ -91,11 +92,12 @@ class RunData:
                 temperature=data.temperature,
                 size_cap=data.size_cap,
                 seed=self.config.seed,
-                given=self._given.get(split),
+                given=None if split == "unlabeled" else self._given.get(split),
                 storage=self._storage(split),
                 task=to_dict(self.config)["task"],
                 kinds=KINDS,
                 mask=example_mask(self.config),
+                optional_output=split == "unlabeled",
             )
         return self._opened[split]
 
@@ -105,12 +107,12 @@ class RunData:
         unreadable = [row for source in self._opened.values() for row in source.skipped]
         return [*unreadable, *self._unusable.values()]
 
-    def _storage(self, split: Split) -> Storage:
+    def _storage(self, split: Sources) -> Storage:
         """Evaluations read all cases in every process; a batch of training is divided between them."""
         return Storage(self.config.data.store, self.config.data.workers, divided=split == "train")
 
     def encode(
-        self, task: Task, split: Split, examples: IndexableSource | Mixture, numbers: np.ndarray
+        self, task: Task, split: Sources, examples: IndexableSource | Mixture, numbers: np.ndarray
     ) -> EncodedExamples:
         """Encodes the examples with these numbers, int64. One that the task cannot use is an error or skipped, by
         `data.on_bad_example`."""
@@ -132,9 +134,10 @@ class RunData:
     def _folder(self, examples: IndexableSource | Mixture) -> Path | None:
         """The folder of the stores of a source, or of the first source of a mixture."""
         source = examples.sources[0] if isinstance(examples, Mixture) else examples
+        source = source.source if isinstance(source, UnlabeledSource) else source
         return source.folder if isinstance(source, RowSource) else None
 
-    def examples(self, split: Split) -> Mixture:
+    def examples(self, split: Sources) -> Mixture:
         """All examples of a split, in order; read one at a time."""
         opened = self.source(split)
         if not isinstance(opened, Mixture):
@@ -143,7 +146,7 @@ class RunData:
             )
         return opened
 
-    def cases(self, task: Task, split: Split) -> EncodedExamples:
+    def cases(self, task: Task, split: Sources) -> EncodedExamples:
         """All examples of a split, in order, encoded; empty if it lists no sources.
 
         Held-out examples stay in data.test only. data.validation is reduced to `evaluation.max_examples` examples,
@@ -199,7 +202,7 @@ class RunData:
         groups = {SEEN: np.flatnonzero(~unseen), UNSEEN: np.flatnonzero(unseen)}
         return {name: chosen(cases, own) for name, own in groups.items() if len(own)}
 
-    def training(self, task: Task, row_multiple: int, mesh: DeviceMesh | None = None) -> "TrainingData":
+    def training(self, task: Task, row_multiple: int, mesh: DeviceMesh | None = None) -> TrainingData:
         """Encodes data.train and batches it.
 
         Args:
@@ -207,6 +210,17 @@ class RunData:
           mesh: to gather only the rows of this process's devices, where the task allows it; None: whole batches.
         """
         check_batch(self.config, task, row_multiple)
+        if not check_unlabeled(self.config, task):
+            return self._labeled(task, row_multiple, mesh)
+        data = self._labeled(task, row_multiple, mesh)
+        cases = {str(split): self.examples(split) for split in MEASURED if getattr(self.config.data, split)}
+        encode = partial(self.encode, task, "unlabeled")
+        sources, labeled = self.source("unlabeled"), data.examples_per_step
+        found, leaks = open_unlabeled(self.config, task, sources, cases, encode, labeled, row_multiple)
+        self._unusable.update({row.where: row for row in leaks})
+        return with_unlabeled(data, found)
+
+    def _labeled(self, task: Task, row_multiple: int, mesh: DeviceMesh | None) -> TrainingData:
         opened = self.source("train")
         if any(source.augment != AugmentConfig() for source in self.config.data.train):
             opened = self.with_copies(opened)
@@ -281,39 +295,7 @@ def example_mask(config: Config) -> ExampleMask | None:
     return ExampleMask(config.data.mask, config.task.text_fields)
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """The training examples and their batches.
-
-    Attributes:
-      fingerprint: changes when the examples change.
-      batches: (start, stop, position of a stream) -> the batches of steps start to stop − 1.
-      step_size: size of a batch, as text for the summary.
-      encoded: all examples (empty for a stream).
-      tokens: number of tokens of all texts and targets.
-      epoch_steps: steps per epoch (0 for a stream).
-      copies: how many of `encoded` are changed copies, see `data.augmented`.
-      packing: rows and padding of an epoch, as text for the summary (empty if each batch is packed by itself).
-    """
-
-    fingerprint: str
-    batches: Callable[[int, int, Position | None], Iterator[HostBatch]]
-    step_size: str
-    encoded: EncodedExamples = field(default_factory=lambda: EncodedExamples([]))
-    tokens: int = 0
-    epoch_steps: float = 0.0
-    packing: str = ""
-    copies: int = 0
-
-    def describe(self) -> str:
-        if not len(self.encoded):
-            return "a stream of unknown size"
-        copies = f" ({self.copies:,} changed copies)" if self.copies else ""
-        examples = f"{len(self.encoded):,} examples{copies} with {self.tokens:,} tokens{self.packing}"
-        return f"{examples}; {self.epoch_steps:,.1f} steps per epoch"
-
-
-def _tell(split: Split, encoded: Sequence[EncodedExamples]) -> None:
+def _tell(split: Sources, encoded: Sequence[EncodedExamples]) -> None:
     """One line on the stores of a split that are on disk."""
     stores = [store for each in encoded for store in each.stores if store.place is not None]
     if stores:
@@ -408,6 +390,7 @@ def _batches(
         epoch_steps=epoch_steps,
         packing=packing,
         copies=len(encoded) - mixture.epoch_size,
+        batch_size=size,
     )
 
 
@@ -441,7 +424,8 @@ def _stream_batches(config: Config, task: Task, opened: StreamSource | MixedStre
         return task.gather(encode(examples), rng)
 
     shape = (size or 0, buckets(config), row_multiple, config.seed, target_buckets(task))
-    return TrainingData(opened.name, StreamLoader(opened, gather, *shape).batches, f"{size} examples")
+    batches = StreamLoader(opened, gather, *shape).batches
+    return TrainingData(opened.name, batches, f"{size} examples", batch_size=size)
 
 
 def check_batch(config: Config, task: Task, row_multiple: int) -> None:

@@ -22,6 +22,7 @@ from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.training.optimizer import OptimizerConfig, make_optimizer
 from instructrec_jax.training.parameters import learning_rate_factors, with_learning_rate
+from instructrec_jax.training.semi_supervised import with_memory
 from instructrec_jax.training.state import TrainState, Tree, create_state, state_shardings
 from instructrec_jax.training.step import make_train_step
 
@@ -95,7 +96,8 @@ class TrainingSetup:
         predict_with = predictor(task, model.graphdef, mesh, buckets(config))
 
         def create(params: Tree) -> TrainState:
-            return create_state(params, optimizer, config.seed, is_frozen=model.is_frozen)
+            state = create_state(params, optimizer, config.seed, is_frozen=model.is_frozen)
+            return with_memory(config.semi_supervised, state, task)
 
         state = jax.eval_shape(create, model.params) if abstract else create(model.params)
         if buffers is None:
@@ -111,6 +113,7 @@ class TrainingSetup:
             shardings=shardings,
             accumulation=config.accumulation,
             teachers=beside_step(config, task, teachers, mesh, are_abstract=abstract),
+            semi_supervised=config.semi_supervised,
         )
         if not abstract:
             state = place(state, shardings)

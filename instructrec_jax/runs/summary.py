@@ -15,8 +15,8 @@ from instructrec_jax.backbones.image_text import ImageText
 from instructrec_jax.distributed.chips import peak_flops
 from instructrec_jax.evaluation.tables import Summary
 from instructrec_jax.runs.config import Config
-from instructrec_jax.runs.data import TrainingData
 from instructrec_jax.runs.setup import TrainingSetup
+from instructrec_jax.runs.training_data import TrainingData
 from instructrec_jax.training.flops import Texts, forward_flops, has_output_table, step_flops
 from instructrec_jax.training.state import Tree, merge_params
 
@@ -26,7 +26,7 @@ def flops_and_peak(setup: TrainingSetup, data: TrainingData) -> tuple[Callable[[
 
     Every text (and target text of an encoder–decoder) counts with the average length, which slightly underestimates
     attention. An image that is one token of a row counts with what the network makes of it: its patches. Teachers
-    count with a forward pass.
+    count with a forward pass, as do weak views of unlabeled examples.
     """
     params = merge_params(setup.state.params, setup.state.frozen)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
@@ -44,13 +44,20 @@ def flops_and_peak(setup: TrainingSetup, data: TrainingData) -> tuple[Callable[[
     if kind == PAIR and pixels is not None:
         return partial(_pair_flops, setup, shapes, length, pixels.tokens), _peak(setup)
 
-    def flops(tokens: int) -> float:
+    def texts_of(tokens: int) -> Texts:
         of_texts = round(tokens * share)
         vectors = round(of_texts / max(length, 1)) if pooled else None
         texts = Texts(of_texts, length, causal, tokens - of_texts, target_length, vectors)
         if patches is not None:
             texts = Texts(of_texts * patches, patches, causal, pooled=vectors)
+        return texts
+
+    def flops(tokens: int) -> float:
+        weak = round(tokens * data.weak_share)
+        texts = texts_of(tokens - weak)
         own = step_flops(shapes, setup.model.is_frozen, network, texts, tied=tied, backbone=runs_backbone).model
+        if weak:
+            own += forward_flops(shapes, network, texts_of(weak), tied=tied, backbone=runs_backbone)
         return own + sum(
             forward_flops(each.params, each.source.config, texts, tied=tied, backbone=runs_backbone)
             for each in setup.teachers

@@ -263,6 +263,16 @@ class Task:
         """The outputs that `loss` compares with targets, for distillation; their weights sum to its Σ w."""
         raise ValueError(f"distil.teachers is set, but {type(self).__name__} has no soft_outputs(): leave it out.")
 
+    reads_unlabeled = False  # whether `soft_outputs` tells what two views of an unlabeled example have in common
+
+    def as_unlabeled(self, example: Example) -> Example:
+        """An example of data.unlabeled with some valid target; its own, if it has one, is for `metrics.jsonl` alone."""
+        return self.unanswered(example) if example.output is None else example
+
+    def without_target(self, encoded: Encoded) -> Encoded:
+        """The encoded example with its target marked as unknown, -1 in `SoftOutputs.targets`."""
+        return encoded
+
     def predict(self, model: Network, batch: Batch) -> jax.Array:
         """[rows, segments, ...], or [rows, length, ...] where `per_token`."""
         raise TypeError(f"{type(self).__name__} has no predict().")

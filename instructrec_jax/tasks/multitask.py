@@ -254,6 +254,16 @@ class MultitaskTask(Task):
             found += [replace(each, weights=self.weights[name] * each.weights) for each in own]
         return found
 
+    @property
+    def reads_unlabeled(self) -> bool:  # type: ignore[override]
+        return all(task.reads_unlabeled for task in self.tasks.values())
+
+    def as_unlabeled(self, example: Example) -> Example:
+        return self.tasks[example.task].as_unlabeled(example) if example.task in self.tasks else example
+
+    def without_target(self, encoded: Encoded) -> Encoded:
+        return self.tasks[encoded.example.task].without_target(encoded)
+
     # ---------------------------------------------------------------- scores
 
     def check(self, encoded: Sequence[Encoded]) -> None:

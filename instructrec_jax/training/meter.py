@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -131,9 +131,23 @@ class Meter:
             **{f"{part}_share": spent / seconds for part, spent in parts.items()},
             "step_share": max(0.0, 1 - sum(parts.values()) / seconds),
         }
+        values |= pseudo_labels(sums)
         if self.flops is not None and self.peak is not None:
             values["mfu"] = self.flops(tokens) / seconds / self.peak
         with self.timed("logging"):
             self.tracker.log("train", step, values)
         self.bar.update(step, loss, tokens / seconds, values.get("mfu"))
         self._check(step, int(sums["skipped_in_a_row"]))
+
+
+def pseudo_labels(sums: Mapping[str, float]) -> dict[str, float]:
+    """What a window's sums say of unlabeled examples: see `semi_supervised.SUMS`. {} for a run without any.
+
+    `pseudo_accuracy` is over the pseudo-labels that were learned and whose label the file has; left out without any.
+    """
+    if not sums.get("unlabeled"):
+        return {}
+    of_all = {"unlabeled_loss": "unlabeled_loss", "pseudo_share": "pseudo_used", "pseudo_threshold": "pseudo_threshold"}
+    found = {name: sums[total] / sums["unlabeled"] for name, total in of_all.items()}
+    known = sums["pseudo_known"]
+    return found | ({"pseudo_accuracy": sums["pseudo_right"] / known} if known else {})

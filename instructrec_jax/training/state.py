@@ -1,6 +1,6 @@
 """The train state: all arrays that a run carries from step to step, and their shardings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -46,9 +46,9 @@ class TrainState:
 WINDOW = ("loss", "weight", "grad_norm", "steps")
 
 
-def empty_window() -> dict[str, jax.Array]:
+def empty_window(names: Iterable[str] = WINDOW) -> dict[str, jax.Array]:
     """The sums of a new window: zeros."""
-    return {name: jnp.zeros((), jnp.float32) for name in WINDOW}
+    return {name: jnp.zeros((), jnp.float32) for name in names}
 
 
 def split_params(params: Tree, is_frozen: Callable[[str], bool]) -> tuple[Tree, Tree]:

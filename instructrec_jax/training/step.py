@@ -20,11 +20,22 @@ from instructrec_jax.data.batch import Batch, Rows
 from instructrec_jax.distributed.mesh import DeviceMesh, replicated
 from instructrec_jax.tasks.base import LossInputs, Model, Task, microbatches
 from instructrec_jax.training.distillation import Arrays, Loss, Teachers, distilled
+from instructrec_jax.training.semi_supervised import (
+    Noted,
+    RememberingState,
+    SemiSupervisedConfig,
+    Unlabeled,
+    factor_of,
+    nothing_noted,
+    remembered,
+    unlabeled_loss,
+)
 from instructrec_jax.training.state import TrainState, Tree, merge_params
 
-Sums = tuple[jax.Array, jax.Array, Tree]
+Sums = tuple[jax.Array, jax.Array, Noted, Tree]
 T = TypeVar("T")
-TARGET_SEED = np.uint32(0x5BD1E995)  # arbitrary: separates the dropout keys of targets from those of texts
+# arbitrary: they separate the dropout keys of targets and of unlabeled views from those of texts
+TARGET_SEED, WEAK_SEED, STRONG_SEED = np.uint32(0x5BD1E995), np.uint32(0x2C1B3C6D), np.uint32(0x297A2D39)
 
 
 def batch_dropout_keys(seed: jax.Array, batch: Batch) -> DropoutKeys:
@@ -53,6 +64,7 @@ def make_train_step(
     shardings: TrainState,
     accumulation: int = 1,
     teachers: Teachers | None = None,
+    semi_supervised: SemiSupervisedConfig | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Compiles (state, batch) -> (state, the window's sums); the new state reuses the memory of the old one.
 
@@ -61,14 +73,16 @@ def make_train_step(
 
     Args:
       teachers: frozen networks that the loss also compares with, see `distillation.distilled`.
+      semi_supervised: how it also learns from the unlabeled examples of a batch; None: it has none.
     """
-    gradients = _make_gradients(task, graphdef, mesh, accumulation, teachers)
+    semi = None if semi_supervised is None or semi_supervised.method == "none" else semi_supervised
+    gradients = _make_gradients(task, graphdef, mesh, accumulation, teachers, semi)
 
     def train_step(
         state: TrainState, batch: Batch, arrays: Sequence[Arrays] = ()
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        total, weight, grads = gradients(state, batch, jax.random.bits(key, dtype=jnp.uint32), arrays)
+        total, weight, noted, grads = gradients(state, batch, jax.random.bits(key, dtype=jnp.uint32), arrays)
         grad_norm = optax.tree.norm(grads)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
@@ -76,18 +90,22 @@ def make_train_step(
         def keep(new: T, old: T) -> T:
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
-        sums = {"loss": total, "weight": weight, "grad_norm": grad_norm, "steps": jnp.ones(())}
+        sums = {"loss": total, "weight": weight, "grad_norm": grad_norm, "steps": jnp.ones(()), **noted.sums}
         # A skipped update leaves no trace in the averages either; it is only counted.
         window = {name: state.window[name] + jnp.where(finite, value, 0) for name, value in sums.items()}
+        params = keep(optax.apply_updates(state.params, updates), state.params)
         new = replace(
             state,
-            params=keep(optax.apply_updates(state.params, updates), state.params),
+            params=params,
             optimizer=keep(optimizer_state, state.optimizer),
             step=state.step + 1,
             window=window,
             skipped=state.skipped + ~finite,
             skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
         )
+        if semi is not None and isinstance(state, RememberingState) and isinstance(new, RememberingState):
+            teacher, marginals = keep(remembered(semi, state, params, noted), (state.teacher, state.marginals))
+            new = replace(new, teacher=teacher, marginals=marginals)
         return new, window | {"skipped": new.skipped, "skipped_in_a_row": new.skipped_in_a_row}
 
     step = jax.jit(
@@ -117,46 +135,83 @@ class TaughtStep:
 
 
 def _make_gradients(
-    task: Task, graphdef: nnx.GraphDef[Model], mesh: DeviceMesh, accumulation: int, teachers: Teachers | None
-) -> Callable[[TrainState, Batch, jax.Array, Sequence[Arrays]], tuple[jax.Array, jax.Array, Tree]]:
-    """A function: (state, batch, dropout seed, teachers' arrays) -> (Σ w ℓ, Σ w, gradient of Σ w ℓ / Σ w)."""
+    task: Task,
+    graphdef: nnx.GraphDef[Model],
+    mesh: DeviceMesh,
+    accumulation: int,
+    teachers: Teachers | None,
+    semi: SemiSupervisedConfig | None,
+) -> Callable[[TrainState, Batch, jax.Array, Sequence[Arrays]], Sums]:
+    """(state, batch, dropout seed, teachers' arrays) -> (Σ w ℓ, Σ w, what is noted, gradient of Σ w ℓ / Σ w)."""
 
     def plain(model: Model, batch: Batch, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         return task.loss(task.view(model), batch, inputs)
 
-    def gradients(
-        state: TrainState, batch: Batch, seed: jax.Array, arrays: Sequence[Arrays]
-    ) -> tuple[jax.Array, jax.Array, Tree]:
+    def gradients(state: TrainState, batch: Batch, seed: jax.Array, arrays: Sequence[Arrays]) -> Sums:
         loss: Loss = plain
+        student = nnx.merge(graphdef, merge_params(state.params, state.frozen))
         if teachers is not None:
             with mesh.tracing():
-                student = nnx.merge(graphdef, merge_params(state.params, state.frozen))
                 loss = distilled(task, teachers, arrays, student, batch, state.buffers)
+        unlabeled = None if semi is None else _unlabeled(semi, task, graphdef, mesh, student, state, batch)
 
         def total_loss(
             params: Tree, state: TrainState, batch: Batch, seed: jax.Array, count: int
-        ) -> tuple[jax.Array, jax.Array]:
+        ) -> tuple[jax.Array, tuple[jax.Array, Noted]]:
             model = nnx.merge(graphdef, merge_params(params, state.frozen))
-            keys = batch_dropout_keys(seed, batch)
+            inputs = LossInputs(batch_dropout_keys(seed, batch), state.buffers, count)
             with mesh.tracing():
-                return loss(model, batch, LossInputs(keys, state.buffers, count))
+                total, weight = loss(model, replace(batch, unlabeled=None), inputs)
+                if unlabeled is None:
+                    return total, (weight, Noted({}))
+                views = batch.unlabeled
+                assert views is not None
+                strong = batch_dropout_keys(seed ^ STRONG_SEED, views.strong)
+                is_noisy = unlabeled.method == "pi_model"
+                weak = batch_dropout_keys(seed ^ WEAK_SEED, views.weak) if is_noisy else None
+                more, noted = unlabeled_loss(unlabeled, model, batch, inputs, weak, strong)
+                return total + more, (weight, noted)
 
         gradient = jax.value_and_grad(total_loss, has_aux=True)
+
+        def sums_of(batch: Batch, count: int) -> Sums:
+            (total, (weight, noted)), grads = gradient(state.params, state, batch, seed, count)
+            return total, weight, noted, grads
+
         if accumulation == 1 or task.couples_examples:  # a coupled loss splits the batch itself
-            (total, weight), grads = gradient(state.params, state, batch, seed, accumulation)
+            total, weight, noted, grads = sums_of(batch, accumulation)
         else:
+            noted = Noted({}) if unlabeled is None else nothing_noted(unlabeled.marginals)
+            start = (jnp.zeros(()), jnp.zeros(()), noted, jax.tree.map(jnp.zeros_like, state.params))
 
             def add(sums: Sums, microbatch: Batch) -> tuple[Sums, None]:
-                (total, weight), grads = gradient(state.params, state, microbatch, seed, 1)
-                return jax.tree.map(jnp.add, sums, (total, weight, grads)), None
+                return jax.tree.map(jnp.add, sums, sums_of(microbatch, 1)), None
 
-            zeros = jax.tree.map(jnp.zeros_like, state.params)
-            start = (jnp.zeros(()), jnp.zeros(()), zeros)
-            (total, weight, grads), _ = jax.lax.scan(add, start, microbatches(batch, accumulation))
+            (total, weight, noted, grads), _ = jax.lax.scan(add, start, microbatches(batch, accumulation))
         scale = 1 / jnp.maximum(weight, 1e-9)
-        return total, weight, jax.tree.map(lambda g: g * scale, grads)
+        return total, weight, noted, jax.tree.map(lambda g: g * scale, grads)
 
     return gradients
+
+
+def _unlabeled(
+    config: SemiSupervisedConfig,
+    task: Task,
+    graphdef: nnx.GraphDef[Model],
+    mesh: DeviceMesh,
+    student: Model,
+    state: TrainState,
+    batch: Batch,
+) -> Unlabeled:
+    """What the loss of unlabeled examples needs, of the state and the whole batch."""
+    assert config.method != "none" and isinstance(state, RememberingState)
+    own = state.params
+    if config.teacher_decay:
+        own = jax.tree.map(lambda kept, now: kept.astype(now.dtype), state.teacher, state.params)
+    teacher = nnx.merge(graphdef, jax.lax.stop_gradient(merge_params(own, state.frozen)))
+    with mesh.tracing():
+        factor = factor_of(config, task, student, batch, LossInputs(buffers=state.buffers), state.step)
+    return Unlabeled(config, config.method, task, teacher, state.marginals, factor)
 
 
 def make_predict_step(task: Task, graphdef: nnx.GraphDef[Model], mesh: DeviceMesh) -> Callable[..., jax.Array]:

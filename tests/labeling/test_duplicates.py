@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from instructrec_jax.data.fingerprints import normalized
 from instructrec_jax.labeling import duplicates
 from instructrec_jax.labeling.duplicates import (
     Pair,
@@ -12,7 +13,6 @@ from instructrec_jax.labeling.duplicates import (
     grouped,
     jaccard,
     near_duplicates,
-    normalized,
     shingles,
 )
 

@@ -18,7 +18,8 @@ from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.data.stream import StreamSource
 from instructrec_jax.runs import data as module
 from instructrec_jax.runs.config import Config
-from instructrec_jax.runs.data import RunData, TrainingData, buckets, check_batch, some_left, target_buckets
+from instructrec_jax.runs.data import RunData, buckets, check_batch, some_left, target_buckets
+from instructrec_jax.runs.training_data import TrainingData
 from instructrec_jax.tasks import ClassificationConfig
 from instructrec_jax.tasks.base import Encoded, Task, TaskContext
 

@@ -12,10 +12,11 @@ from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.runs import summary as module
 from instructrec_jax.runs.config import Config
-from instructrec_jax.runs.data import RunData, TrainingData
+from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.model import open_task
 from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.runs.summary import flops_and_peak, introduction, summarize
+from instructrec_jax.runs.training_data import TrainingData
 from instructrec_jax.tasks import ClassificationConfig
 
 CONFIG = changed(Config(task=ClassificationConfig()), run_dir="runs/my run", steps=1200, backbone__path="bert")

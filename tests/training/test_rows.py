@@ -19,7 +19,7 @@ from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.runs import data as run_data
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
-from instructrec_jax.runs.data import TrainingData
+from instructrec_jax.runs.training_data import TrainingData
 from instructrec_jax.tasks import LanguageModelConfig
 from instructrec_jax.training.checkpoint import Checkpoints
 from instructrec_jax.training.interrupt import Interrupt

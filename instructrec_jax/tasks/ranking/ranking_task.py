@@ -252,6 +252,9 @@ class RankingTask(Task):
     def unanswered(self, example: Example) -> Example:
         return replace(question(example), output=self.catalogue.ids[0])
 
+    def as_unlabeled(self, example: Example) -> Example:
+        return replace(question(example), output=self.catalogue.drawn(render(example)))
+
     def answers(self, predict: Predict, encoded: Sequence[Encoded[Target]], k: int = 10) -> list[ItemsAnswer]:
         """The k best items that are not in the history (with `mask_seen`), of the example's candidates if it has any.
 

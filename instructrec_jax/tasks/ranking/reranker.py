@@ -129,6 +129,7 @@ class RerankerTask(RerankingTask):
     """
 
     needs_pooler = True
+    reads_unlabeled = True
     labels = ["LABEL_0"]  # name of the head's output in HuggingFace's cross-encoders
 
     def __init__(self, config: RerankerConfig, context: TaskContext):

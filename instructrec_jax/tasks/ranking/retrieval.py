@@ -96,6 +96,7 @@ class RetrievalTask(RankingTask):
     """A dual encoder trained by a softmax over items: see `loss`."""
 
     couples_examples = True
+    reads_unlabeled = True
 
     def __init__(self, config: RetrievalConfig, context: TaskContext):
         super().__init__(config, context)

@@ -130,6 +130,9 @@ class ClassificationTask(SequenceTask):
     def unanswered(self, example: Example) -> Example:
         return replace(question(example), output=self.labels[0])
 
+    def without_target(self, encoded: Encoded[ClassTarget]) -> Encoded[ClassTarget]:
+        return Encoded(encoded.text, ClassTarget(-1), encoded.example)
+
     def answers(self, predict: Predict, encoded: Sequence[Encoded], k: int = 10) -> list[LabelAnswer]:
         shares = self._shares(predict, encoded)
         return [self._answer(*each) for each in zip(guesses(shares).first, shares, strict=True)]
@@ -263,6 +266,9 @@ class MultilabelTask(SequenceTask):
 
     def unanswered(self, example: Example) -> Example:
         return replace(question(example), output=())
+
+    def without_target(self, encoded: Encoded[LabelsTarget]) -> Encoded[LabelsTarget]:
+        return Encoded(encoded.text, LabelsTarget(np.full(len(self.labels), -1, np.float32)), encoded.example)
 
     def answers(self, predict: Predict, encoded: Sequence[Encoded], k: int = 10) -> list[LabelsAnswer]:
         return [self._answer(shares) for shares in self._shares(predict, encoded)]

@@ -28,6 +28,7 @@ class SequenceTask(Task):
     """Base of classification, multilabel and regression: one vector of outputs per text."""
 
     gathers_alone = True
+    reads_unlabeled = True
     needs_pooler = True
     labels: list[str]  # name of each output
 
@@ -104,7 +105,8 @@ class SequenceTask(Task):
 
     def soft_outputs(self, model: Network, batch: Batch[TextTargets], inputs: LossInputs) -> list[SoftOutputs]:
         values = self._outputs(model, batch, inputs.dropout)
-        return [SoftOutputs(KIND_OF[str(self.outputs_are)], values, batch.own.weights)]
+        targets = None if self.outputs_are == "numbers" else batch.own.targets
+        return [SoftOutputs(KIND_OF[str(self.outputs_are)], values, batch.own.weights, targets=targets)]
 
     def predict(self, model: Network, batch: Batch) -> jax.Array:
         """float32 [rows, segments, outputs]."""

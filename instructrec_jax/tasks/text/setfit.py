@@ -71,6 +71,7 @@ class SetFitTask(ClassificationTask):
     couples_examples = True
     gathers_alone = False
     fits_head = True
+    reads_unlabeled = False  # its loss is of pairs with known labels
 
     def __init__(self, config: SetFitConfig, context: TaskContext):
         super().__init__(config, context)

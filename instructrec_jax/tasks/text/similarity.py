@@ -1,7 +1,7 @@
 """Choosing a text by vector similarity: response selection, and labels by their names."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -104,6 +104,7 @@ class SimilarityTask(Task):
         check_options(config)
         self.config, self.context = config, context
         self.encodes_together = config.negatives > 0
+        self.reads_unlabeled = config.negatives == 0  # else candidates are the answers of a batch
         self._most = 1  # maximum candidates of a training example
 
     def model(self, source: Source) -> Model:
@@ -150,7 +151,7 @@ class SimilarityTask(Task):
         allowed = np.zeros((len(encoded), room), bool)
         for row, (option, own) in enumerate(zip(options, listed, strict=True)):
             allowed[row, [place[text] for text in own] if option.own else slice(len(texts))] = True
-        target = np.array([place[option.said] for option in options], np.int32)
+        target = np.array([place[option.said] if option.right >= 0 else -1 for option in options], np.int32)
         return BatchTexts(
             [e.text for e in encoded] + [tokens[text] for text in texts],
             Candidates(np.arange(len(encoded)), slots, allowed, target),
@@ -176,7 +177,7 @@ class SimilarityTask(Task):
 
     def soft_outputs(self, model: Network, batch: Batch[Candidates], inputs: LossInputs) -> list[SoftOutputs]:
         logits = self._candidate_logits(model, batch, inputs)
-        return [SoftOutputs("classes", logits, jnp.ones(len(logits)))]
+        return [SoftOutputs("classes", logits, jnp.ones(len(logits)), targets=batch.own.target)]
 
     def _candidate_logits(self, model: Network, batch: Batch[Candidates], inputs: LossInputs) -> jax.Array:
         """[examples, candidates of the batch]."""
@@ -193,6 +194,11 @@ class SimilarityTask(Task):
 
     def unanswered(self, example: Example) -> Example:
         return without_answer(example, self.config)
+
+    def without_target(self, encoded: Encoded[SimilarityTarget]) -> Encoded[SimilarityTarget]:
+        target = encoded.target
+        unknown = SimilarityTarget(replace(target.options, right=-1), target.candidates)
+        return Encoded(encoded.text, unknown, encoded.example)
 
     def answers(
         self, predict: Predict, encoded: Sequence[Encoded[SimilarityTarget]], k: int = 10

@@ -76,6 +76,7 @@ class TokenClassificationTask(Task):
     case_measure = "accuracy"
     gathers_alone = True
     per_token = True
+    reads_unlabeled = True
     outputs_are = "labels"
 
     def __init__(self, labels: list[str], context: TaskContext):
@@ -131,7 +132,7 @@ class TokenClassificationTask(Task):
 
     def soft_outputs(self, model: Network, batch: Batch[TokenLabels], inputs: LossInputs) -> list[SoftOutputs]:
         logits = model.head(model.hidden(batch, inputs.dropout), dropout=inputs.dropout)
-        return [SoftOutputs("classes", logits, batch.own.weights)]
+        return [SoftOutputs("classes", logits, batch.own.weights, targets=batch.own.labels)]
 
     def predict(self, model: Network, batch: Batch) -> jax.Array:
         """float32 [rows, length, labels]."""
@@ -140,6 +141,10 @@ class TokenClassificationTask(Task):
     def unanswered(self, example: Example) -> Example:
         words = example.words or (example.input or example.instruction).split()
         return replace(example, output=(self.labels[0],) * len(words))
+
+    def without_target(self, encoded: Encoded[TagsTarget]) -> Encoded[TagsTarget]:
+        target = encoded.target
+        return Encoded(encoded.text, TagsTarget(np.full_like(target.labels, -1), target.first), encoded.example)
 
     def answers(self, predict: Predict, encoded: Sequence[Encoded[TagsTarget]], k: int = 10) -> list[TagsAnswer]:
         return [

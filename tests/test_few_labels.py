@@ -1,0 +1,61 @@
+"""scripts/few_labels.py: the split by seed, both runs, and the interval."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from tiny_runs import tiny_run, write_settings
+
+from instructrec_jax.files import read_json, read_jsonl
+
+PATH = Path(__file__).parents[1] / "scripts" / "few_labels.py"
+spec = importlib.util.spec_from_file_location("few_labels", PATH)
+assert spec is not None and spec.loader is not None
+few_labels = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(few_labels)
+
+
+@pytest.fixture
+def settings(checkpoint: Path, tmp_path: Path) -> Path:
+    config = tiny_run("classification", checkpoint, tmp_path, steps=2, evaluation__every=0)
+    path = Path(config.data.train[0].path)
+    rows = read_jsonl(path)
+    leak = read_jsonl(Path(config.data.test[0].path))[0]
+    every = [*rows, *rows[:4], {**leak, "instruction": f"{leak['instruction']}!", "id": "leak"}]
+    path.write_text("".join(json.dumps({**row, "id": str(n)}) + "\n" for n, row in enumerate(every)))
+    return write_settings(config, tmp_path / "settings.yaml")
+
+
+def test_both_runs_on_one_split(
+    settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = [str(settings), "--labels", "2", "--seeds", "3", "--out", str(out), "--augment", "{swap: 0.5}"]
+    words += ["--semi_supervised.method", "uda", "--semi_supervised.threshold", "0.1", "--both.steps", "3"]
+    monkeypatch.setattr(sys, "argv", ["few_labels.py", *words])
+    few_labels.main()
+    labeled, unlabeled = (read_jsonl(out / f"seed-3/{name}.jsonl") for name in ("labeled", "unlabeled"))
+    said = [str(row["output"]) for row in labeled]
+    assert {said.count(label) for label in said} == {2}
+    ids = [row["id"] for row in (*labeled, *unlabeled)]
+    assert len(ids) == len(set(ids)) == 28, "the case of the test is left out"
+    for name in ("supervised", "semi_supervised"):
+        assert len(read_jsonl(out / f"seed-3/{name}/metrics.jsonl")) == 3
+        measured: Any = read_json(out / f"seed-3/{name}/evaluation.json")
+        assert any(row["name"] == "after tuning" for row in measured["rows"])
+    found = capsys.readouterr().out
+    assert re.search(r"seed 3: supervised 0\.\d+, semi_supervised 0\.\d+", found) and "difference" in found
+
+
+def test_the_interval_is_students_over_paired_seeds() -> None:
+    base, more = np.array([0.7, 0.72, 0.69]), np.array([0.75, 0.79, 0.73])
+    rows = [{"supervised": a, "semi_supervised": b} for a, b in zip(base, more, strict=True)]
+    low, high = stats.ttest_rel(more, base).confidence_interval(0.95)
+    assert f"difference {np.mean(more - base):+.4f}, 95% interval {low:+.4f} to {high:+.4f}" in few_labels.table(rows)
+    assert "interval" not in few_labels.table(rows[:1])
