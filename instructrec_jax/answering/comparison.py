@@ -91,7 +91,7 @@ def evaluate(
         chosen_metric({name: value for s in rows[0].scores.values() for name, value in s.metrics.items()}, metric)
     rows += [*_members(run, groups), *(_other_run(path, groups) for path in beside.runs)]
     if not (beside.hybrids or beside.rerankers) and (fused := chosen_of(run)) is not None:
-        rows.append(_fused_row(fused, groups))
+        rows.append(replace(_fused_row(fused, groups), served=True))
     fusions = [(str(other), None) for other in beside.hybrids] + [(str(r), beside.retrieve) for r in beside.rerankers]
     if fusions:
         validation = run.data.cases(run.task, "validation")
@@ -131,10 +131,11 @@ def compare_before_and_after(
     Returns the headline, to be printed last.
     """
     fused = chosen_of(run)
+    chosen = [] if fused is None else [replace(_fused_row(fused, groups), served=True)]
     rows = [
         _scored("before tuning", run.task, before, groups),
         _scored("after tuning", run.task, run.predictor, groups),
-        *([] if fused is None else [_fused_row(fused, groups)]),
+        *chosen,
         *_baselines(run.task, train, groups),
     ]
     with heartbeat("answering the examples"):

@@ -30,10 +30,16 @@ class EvaluationConfig:
 
 @dataclass
 class ScoredRow:
-    """A row of the table: the scores of a model or baseline by segment of the cases ("": all cases)."""
+    """A row of the table.
+
+    Attributes:
+      scores: of a model or baseline, by segment of the cases ("": all cases).
+      served: whether it is the run with the hybrid that training chose, which `recommend` and the service answer with.
+    """
 
     name: str
     scores: dict[str, Scores]
+    served: bool = False
 
 
 def segments(encoded: Sequence[Encoded], key: str | None) -> dict[str, Sequence[Encoded]]:

@@ -56,6 +56,9 @@ def _of_segment(
     before = found.pop("before tuning", None)
     own = found.pop(row.name, None)
     beside = [] if before is None else [f"before tuning {digits(before)}"]
+    for each in rows:
+        if each.served and each.name in found:
+            beside.append(f"{each.name}, which recommend answers with: {digits(found.pop(each.name))}")
     if found:
         name = (max if greater else min)(found, key=found.__getitem__)
         beside.append(f"best of the others: {name} {digits(found[name])}")

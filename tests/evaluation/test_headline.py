@@ -36,6 +36,18 @@ def test_one_group() -> None:
     ]
 
 
+def test_the_hybrid_that_answers_is_none_of_the_others() -> None:
+    rows = [
+        ScoredRow(name, {"": Scores({"f1": value}, predictions=[{}] * 3)}, served=name == "hybrid")
+        for name, value in (("tuned", 0.5), ("hybrid", 0.6), ("BM25", 0.2))
+    ]
+    said = headline(rows, tuned="tuned", metric="f1", measured_on="test", greater=True, more="R")
+    assert said.splitlines()[:2] == [
+        "Result       f1 0.5000 (hybrid, which recommend answers with: 0.6000; best of the others: BM25",
+        "             0.2000)",
+    ]
+
+
 def test_groups_lower_is_better_and_the_split_that_chose_the_checkpoint() -> None:
     rows = [row("tuned", seen=1.0, unseen=2.0), row("mean", seen=3.0, unseen=2.5), row("ridge", seen=2.5, unseen=4.0)]
     said = headline(
