@@ -116,6 +116,9 @@ def write_run(
         [f"The run is compressed: this is written from what its {codes} codes stand for."] if codes != "none" else []
     )
     if format in OTHER_RUNTIMES:
+        if task.context.pixels is not None:
+            what = f"{task.context.pixels.kind.noun}s"
+            raise ValueError(f"--format {format} is for networks of texts, but {run} reads {what}: use --format hf.")
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.hf.", dir=out.parent) as between:
             head = task.view(model.network).head
             if head_kind(head) is None and not isinstance(head, RetrievalHead):

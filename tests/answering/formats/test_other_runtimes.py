@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from llama_cpp_folders import folder_of
+from tiny_runs import untrained_run
 
 from instructrec_jax.answering.exporting import export
 from instructrec_jax.answering.formats.program import folder_program
@@ -13,6 +14,7 @@ from instructrec_jax.export import main
 from instructrec_jax.files import read_json
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.run import Run
+from instructrec_jax.tasks import ClassificationConfig
 
 
 def test_a_run_is_written_with_its_head(finished: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,6 +47,16 @@ def test_what_cannot_be_written_leaves_nothing(finished: Config, tmp_path: Path)
     with pytest.raises(ValueError, match="nowhere"):
         export(tmp_path / "nowhere", tmp_path / "out", format="gguf")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", ["gguf", "onnx", "stablehlo", "compressed-tensors"])
+def test_networks_of_images_are_refused_before_anything_is_written(
+    format: str, image_networks: dict[str, Path], tmp_path: Path
+) -> None:
+    run = untrained_run(tmp_path / "run", ClassificationConfig(["a", "b"]), image_networks["vit"], 32)
+    with pytest.raises(ValueError, match=f"--format {format} is for networks of texts, but .*run reads pictures"):
+        export(run, tmp_path / "out", format=format)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_folder_becomes_a_file_that_opens_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
