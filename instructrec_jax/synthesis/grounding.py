@@ -24,6 +24,7 @@ NO_SUMMARY = "the summary is not shorter than half of the text"
 UNCHECKED = "a yes or no that cannot be checked"
 NOT_SO = "the statement is not what the answer says"
 NO_ORDER = "the sentences do not stand in the text in this order"
+_IN_NUMBER = re.compile(r"\d[.,]\d")
 _SPACE = re.compile(r"\s+")
 # Words that say nothing about what a text is about.
 FUNCTION_WORDS = (
@@ -64,17 +65,19 @@ def stands_in(part: str, text: str) -> bool:
     at = text.find(part) if part else -1
     while at >= 0:
         end = at + len(part)
-        if not _inside_word(text[at - 1 : at], part[0]) and not _inside_word(part[-1], text[end : end + 1]):
+        if not _inside_word(text[max(0, at - 2) : at], part[0]) and not _inside_word(part[-1], text[end : end + 2]):
             return True
         at = text.find(part, at + 1)
     return False
 
 
 def _inside_word(left: str, right: str) -> bool:
-    """Whether there is no end of a word between two characters. Digits and letters are different words in Chinese."""
-    if not left or not right or has_cjk(left) or has_cjk(right):
+    """Whether there is no end of a word, or of a number such as 25,000, between two characters or pairs of them."""
+    if not left or not right or has_cjk(left[-1]) or has_cjk(right[0]):
         return False
-    return left.isalnum() and right.isalnum()
+    if left[-1].isalnum() and right[0].isalnum():
+        return True
+    return _IN_NUMBER.fullmatch(left + right) is not None
 
 
 def share_in(part: str, text: Passage) -> float:

@@ -114,7 +114,7 @@ def passages(text: str, longest: int, title: str = "", source: str = "") -> Iter
     """
     first = end = length = number = 0
     for one, other in _parts(text, longest):
-        size = units(text[one:other])
+        size = _size(text[one:other])
         if length and length + size > longest:
             yield Passage(text[first:end], number, title, source)
             first, length, number = one, 0, number + 1
@@ -124,10 +124,15 @@ def passages(text: str, longest: int, title: str = "", source: str = "") -> Iter
         yield Passage(text[first:end], number, title, source)
 
 
+def _size(text: str) -> int:
+    """The length in words; what has no spaces and is longer than 20 characters (an address, code) counts as several."""
+    return max(units(text), len(text) // 20)
+
+
 def _parts(text: str, longest: int) -> Iterator[tuple[int, int]]:
     """The sentences, and those that are too long in parts."""
     for first, end in spans(text):
-        if units(text[first:end]) <= longest:
+        if _size(text[first:end]) <= longest:
             yield first, end
             continue
         at = first
@@ -137,5 +142,5 @@ def _parts(text: str, longest: int) -> Iterator[tuple[int, int]]:
             if stop < end and not has_cjk(text[stop - 1 : stop + 1]):
                 space = max(text.rfind(each, at, stop) for each in " \n\t")
                 stop = space if space > at else stop
-            yield at, stop
+            yield at, at + len(text[at:stop].rstrip())
             at = stop + len(text[stop:end]) - len(text[stop:end].lstrip())

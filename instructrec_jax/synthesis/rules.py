@@ -179,7 +179,7 @@ def _other_number(sentence: str, passage: Passage, draw: Draw) -> str:
 
 def _other_name(sentence: str, passage: Passage, draw: Draw) -> str:
     """With a name replaced by one of another sentence that follows the same word, as in "in Paris" and "in Rome"."""
-    after = {}
+    after: dict[str, set[str]] = {}
     for found in _NAME.finditer(passage.text):
         before = passage.text[: found.start()].rsplit(None, 1)
         if before and before[-1] in ("in", "by", "from", "of", "to", "with"):
