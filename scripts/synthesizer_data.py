@@ -1,7 +1,7 @@
 """Training examples of a synthesizer, a language model that writes questions and answers about a text.
 
     python scripts/synthesizer_data.py squad.json summaries.jsonl --out data/synthesizer.jsonl
-    python -m instructrec_jax.train --task.type language_model --data.train data/synthesizer.jsonl --backbone.path HF_FOLDER
+    python -m instructrec_jax.train --task.type language_model --data.train data/synthesizer.jsonl ...
     python -m instructrec_jax.synthesize texts.jsonl --with runs/... --out pairs.jsonl
 
 FILEs are in SQuAD's format (.json, data[].paragraphs[].qas), or records with context, question and answer (or answers),

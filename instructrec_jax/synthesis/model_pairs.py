@@ -52,16 +52,17 @@ def read_pairs(text: str, *, finished: bool = True) -> tuple[list[Pair], Counter
     """
     found: list[Pair] = []
     dropped: Counter[str] = Counter()
-    lines = [line.strip() for line in text.splitlines()]
+    lines = text.splitlines()
     if not finished and lines:
         lines.pop()
         dropped[CUT_OFF] += 1
-    for line in filter(None, lines):
-        question, tab, answer = (part.strip() for part in line.partition("\t"))
-        reason = _problem(question, tab, answer)
-        if not tab or not question or not answer or "\t" in answer:
+    for line in filter(str.strip, lines):
+        parts = [part.strip() for part in line.split("\t")]
+        if len(parts) != 2 or not all(parts):
             dropped[NO_TAB] += 1
-        elif reason:
+            continue
+        question, answer = parts
+        if reason := _problem(question, answer):
             dropped[reason] += 1
         else:
             check: Check = "summary" if any(word in plain(question) for word in _SUMMARIES) else "in_text"
@@ -69,7 +70,7 @@ def read_pairs(text: str, *, finished: bool = True) -> tuple[list[Pair], Counter
     return found, dropped
 
 
-def _problem(question: str, tab: str, answer: str) -> str:
+def _problem(question: str, answer: str) -> str:
     if any(units(each) > LONGEST * (3 if has_cjk(each) else 1) for each in (question, answer)):
         return TOO_LONG
     if plain(answer).strip(".!。！ ") in _YES_NO:

@@ -54,7 +54,10 @@ def test_shares_of_words() -> None:
         (Pair("r", "t", "Freiburg, old town", "title"), ""),
         (Pair("r", "t", "Cologne and Hamburg", "title"), module.OTHER_TITLE),
         (Pair("r", "Which order?", "B, A", "order", ("It has a library", "Many visitors")), module.NO_ORDER),
-        (Pair("r", "A. Many visitors\nB. It has a library", "B, A", "order", ("It has a library", "Many visitors")), ""),
+        (
+            Pair("r", "A. Many visitors\nB. It has a library", "B, A", "order", ("It has a library", "Many visitors")),
+            "",
+        ),
         (Pair("r", "Many visitors It has", "B, A", "order", ("Many visitors", "It has")), module.NO_ORDER),
         (Pair("r", "So? It has a library", "Yes", "yes", ("It has a library",)), ""),
         (Pair("r", "So?", "Yes", "yes", ("It has a library",)), module.UNCHECKED),
