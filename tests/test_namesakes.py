@@ -27,6 +27,7 @@ ELSEWHERE = {
             *("mpnet", "paligemma", "roberta", "siglip", "vit"),
         )
     },
+    "synthesis/instruction_texts": "synthesis/test_rules.py",
     "tasks/generation/written_objectives": "explanation/test_explain.py",
     "preparation/films/texts": "preparation/test_films.py",
     "data/text_rows": "data/test_rows.py",

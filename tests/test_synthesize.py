@@ -76,7 +76,7 @@ def test_a_network_that_knows_nothing_leaves_no_pair(texts: Path, language_model
         (["--out", "a.csv"], "JSON lines are written, so name a file FILE.jsonl"),
         (["--out", "a.jsonl", "--share", "0.5"], "--share is for --form documents"),
         (["--out", "a.jsonl", "--chain", "2"], "--chain is for --form documents"),
-        (["--out", "a.jsonl", "--form", "documents", "--share", "0"], "--share 0.0: give the share"),
+        (["--out", "a.jsonl", "--form", "documents", "--share", "2"], "--share 2.0: give the share"),
         (["--out", "a.jsonl", "--ngram", "5"], "name these, too"),
         (["--out", "a.jsonl", "--test", "nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
         (["--out", "a.jsonl", "--with", "nowhere"], "nowhere"),

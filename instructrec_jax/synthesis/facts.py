@@ -30,8 +30,8 @@ _MADE = "written|directed|composed|designed|founded|invented|discovered|painted|
 _NAME = r"[A-Z][\w.'’-]*(?: (?:(?:of|the|de|da|di|von|van|la|le|al|bin|and) )?[A-Z][\w.'’-]*)*"
 _SUBJECT = r"(?P<x>[A-Z][^,;:()\"“”—–]{1,60}?)"
 _IS = re.compile(
-    rf"{_SUBJECT} (?P<verb>is|are|was|were) (?P<y>(?:an?|the|one of the) [^;:()\"“”—–]{{8,}}?)(?=\.?$|[;:!?—–(]|, "
-    r"(?:and|but|which|who|where|while|with|although)\b)"
+    rf"{_SUBJECT} (?P<verb>is|are|was|were) (?:also |now |still )?(?P<y>(?:an?|the|one of the) [^;:()\"“”—–]{{8,}}?)"
+    r"(?=\.?$|[;:!?—–(]|, (?:and|but|which|who|where|while|with|although)\b)"
 )
 _WHEN = re.compile(
     rf"{_SUBJECT} (?P<verb>was|were) (?P<did>{_DONE})(?P<how> [a-zA-Z ]{{0,40}}?)? (?P<y>{_DATE})(?=[ ,.;])"

@@ -16,6 +16,7 @@ _ENGLISH = frozenset(
     "the of and in to is was are were for on that with as by at from it this be an or have has had not we you he she "
     "they his her its their which but can will".split()
 )
+_ONLY_ENGLISH = frozenset(("the", "and", "that", "with", "to"))  # others are words of Dutch or German, too
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(\[“\"])(?:[A-Z]|[A-Za-z](?:\.[A-Za-z])+|Mr|Mrs|Ms|Dr|Prof|Rev|Gen|Col|Lt|Sgt|Capt|Sen|Rep|Gov|St|Mt|Jr|"
     r"Sr|vs|etc|al|cf|ca|c|approx|No|no|Nos|Vol|vol|pp|p|Fig|fig|Figs|Eq|eq|Sec|sec|Ch|ch|Inc|Ltd|Co|Corp|Jan|Feb|"
@@ -48,7 +49,9 @@ class Passage:
         if chinese * 2 > letters:
             return None if len(KANA.findall(self.text)) * 10 > chinese else "zh"
         words = script_words(self.text)
-        return "en" if sum(word in _ENGLISH for word in words) * 12 >= max(12, len(words)) else None
+        common = sum(word in _ENGLISH for word in words)
+        is_english = common * 16 >= len(words) and not _ONLY_ENGLISH.isdisjoint(words) or common * 4 >= len(words) > 0
+        return "en" if is_english else None
 
     @cached_property
     def sentences(self) -> list[str]:

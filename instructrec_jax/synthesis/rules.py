@@ -27,13 +27,14 @@ _ZH_TERM = re.compile(
 _ZH_CLAUSE = re.compile(r"(?<=[，、：；“《（])[\u4e00-\u9fff]{4,14}(?=[，、：；。”》）])")
 _ADVERBS = r"(?:also|still|often|usually|generally|sometimes|always|only|just|already|both|either|now|currently|even)"
 _VERB = re.compile(rf"\b(is|are|was|were|can|could|will|would|should|has been|have been)\b(?! {_ADVERBS}\b)")
-_ZH_IS = re.compile(r"(?<![能不也就还都只于可但要正总凡若即或硬老便既倒算像真更仅的乃竟却])是(?![否非不])")
+_ZH_IS = re.compile(r"(?<![而能不也就还都只于可但要正总凡若即或硬老便既倒算像真更仅的乃竟却])是(?![否非不])")
 # A sentence that leans on the one before it says little alone.
 _LEANS = re.compile(
     r"(?:It|He|She|They|This|That|These|Those|His|Her|Its|Their|Such|However|But|And|Or|So|Thus|Hence|Therefore|Then|"
     r"Moreover|Furthermore|Also|Instead|Yet|Here|There|Finally|Additionally|In addition|For example|For instance|Both|"
-    r"As a result|In contrast|Similarly|Specifically|In particular|Meanwhile|Another|Other|Others|To this end|"
-    r"To address this)\b"
+    r"As a result|In contrast|By contrast|Similarly|Specifically|In particular|Meanwhile|Another|Other|Others|Indeed|"
+    r"To this end|To address this|Alternatively|Second|Secondly|Third|Thirdly|Next|Consequently|Nevertheless|Later|"
+    r"Nonetheless|Conversely|On the other hand|Besides|Accordingly|Afterwards|Subsequently|By doing so|Unlike)\b"
 )
 _ZH_LEANS = re.compile(
     r"(?:这|那|它|他|她|其|此|该|但|而|因此|所以|然而|并且|而且|同时|此外|另外|于是|例如|比如|不过|也|又|还|或|另)"

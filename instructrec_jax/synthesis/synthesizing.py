@@ -17,6 +17,7 @@ from instructrec_jax.data.example import BadExample, Example, check_text, is_bla
 from instructrec_jax.files import jsonl_writer
 from instructrec_jax.synthesis.documents import chain, document, gets_pairs, pair_example
 from instructrec_jax.synthesis.grounding import Pair, problem
+from instructrec_jax.synthesis.model_pairs import NO_TAB
 from instructrec_jax.synthesis.overlap import Overlap
 from instructrec_jax.synthesis.passages import Passage, passages
 from instructrec_jax.synthesis.rules import pairs_of
@@ -36,7 +37,7 @@ class Synthesis:
 
     Attributes:
       form: pairs: an example of each pair; documents: one of each passage, with a chain of its pairs.
-      share: of the passages of documents that get pairs.
+      share: of the passages of documents that get pairs; 0: raw texts alone.
       chain: pairs of a document at most.
       passage: words of a passage at most (characters in Chinese).
       text, title: columns of the records.
@@ -53,8 +54,8 @@ class Synthesis:
     shown: int = 3
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(f"--share {self.share}: give the share of the passages with pairs, above 0 and at most 1.")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"--share {self.share}: give the share of the passages that get pairs, from 0 to 1.")
         for name, least in (("chain", 1), ("passage", 20), ("shown", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('shown', 'show')} should be at least {least}.")
@@ -123,8 +124,9 @@ def synthesize_file(
                     report.written += 1
                     if example.origin.get("rule"):
                         shown.add(partial(_itself, example))
-        if not report.rules:
-            raise ValueError(f"no pair is left, so nothing is written.\n{report}")
+        if not report.rules and (settings.share or not report.written):
+            form = " A model has to write one pair a line: tune it for this." if report.dropped[NO_TAB] else ""
+            raise ValueError(f"no pair is left, so nothing is written.{form}\n{report}")
     return report, shown.items()
 
 

@@ -71,6 +71,8 @@ def test_documents_and_their_share(tmp_path: Path) -> None:
         assert len(rules) <= 2
         if rules == [""]:
             assert "".join(text.split()) in "".join("".join(str(each["text"]) for each in rows).split())
+    nothing, bare = made(tmp_path, rows, form="documents", share=0.0)
+    assert nothing.bare == len(bare) == len(documents) and not nothing.rules
     raw = [text for row, text in every if "rule" not in row["origin"]]
     assert any(not gets_pairs(Passage(text), 0.5, 0) for text in raw)
 
@@ -149,7 +151,7 @@ def test_lines_of_a_text_file(tmp_path: Path) -> None:
     assert report.records == 2 and report.written > 10
 
 
-@pytest.mark.parametrize("settings", [{"share": 0.0}, {"share": 1.1}, {"chain": 0}, {"passage": 19}, {"shown": -1}])
+@pytest.mark.parametrize("settings", [{"share": -0.1}, {"share": 1.1}, {"chain": 0}, {"passage": 19}, {"shown": -1}])
 def test_settings_that_cannot_be(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"--{next(iter(settings)).replace('shown', 'show')}"):
         Synthesis(**settings)
