@@ -1,4 +1,4 @@
-"""Make instructions with answers of raw texts: `python -m instructrec_jax.synthesize TEXTS --with rules --out FILE`.
+"""Make instructions with answers of raw texts: `python -m instructrec_jax.synthesize TEXTS --with rules`.
 
     synthesize texts.jsonl --with rules --out pairs.jsonl        titles, blanks, facts, order, yes or no ...
     synthesize texts.jsonl --with RUN --out pairs.jsonl          what a language model writes

@@ -80,15 +80,20 @@ def _inside_word(left: str, right: str) -> bool:
     return _IN_NUMBER.fullmatch(left + right) is not None
 
 
-def share_in(part: str, text: Passage) -> float:
-    """The share of the content words (in Chinese the pairs of neighboring characters) of `part` that the text has."""
-    if has_cjk(part):
-        known = plain(text.text)
-        runs = re.findall(r"\w{2,}", plain(part))
-        grams = [run[n : n + 2] for run in runs for n in range(len(run) - 1)] or [plain(part)]
-        return sum(gram in known for gram in grams) / len(grams)
-    words = [word for word in script_words(part) if word not in FUNCTION_WORDS] or script_words(part)
-    return sum(word in text.counts for word in words) / len(words) if words else 0.0
+def content(text: str) -> list[str]:
+    """What a text is about: its words without function words, in Chinese the pairs of neighboring characters."""
+    if has_cjk(text):
+        runs = re.findall(r"\w{2,}", plain(text))
+        return [run[n : n + 2] for run in runs for n in range(len(run) - 1)] or [plain(text)]
+    words = script_words(text)
+    return [word for word in words if word not in FUNCTION_WORDS] or words
+
+
+def share_in(part: str, passage: Passage) -> float:
+    """The share of the content of `part` that the passage has, see `content`."""
+    units = content(part)
+    known = plain(passage.text) if has_cjk(part) else passage.counts
+    return sum(unit in known for unit in units) / len(units) if units else 0.0
 
 
 def problem(pair: Pair, passage: Passage) -> str:

@@ -1,6 +1,7 @@
 """Rules that make pairs from a passage: each a function of (passage, language, random numbers) alone."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import xxhash
@@ -10,7 +11,7 @@ from instructrec_jax.augmentation.edits import Draw
 from instructrec_jax.augmentation.protection import NEGATIONS
 from instructrec_jax.metrics.language import script_words, units
 from instructrec_jax.synthesis.facts import facts
-from instructrec_jax.synthesis.grounding import FUNCTION_WORDS, Pair, share_in
+from instructrec_jax.synthesis.grounding import FUNCTION_WORDS, Pair, content
 from instructrec_jax.synthesis.instruction_texts import YES_NO, worded
 from instructrec_jax.synthesis.passages import Language, Passage
 
@@ -67,10 +68,9 @@ def summary(passage: Passage, language: Language, draw: Draw) -> Iterator[Pair]:
         return
     if 2 * units(every[0]) > units(passage.text):
         return
-    shares = []
-    for number, each in enumerate(every):
-        rest = Passage("\n".join(every[:number] + every[number + 1 :]))
-        shares.append(share_in(each, rest))
+    said = [set(content(each)) for each in every]
+    sentences = Counter(unit for own in said for unit in own)  # how many have it
+    shares = [sum(sentences[unit] > 1 for unit in own) / max(1, len(own)) for own in said]
     if shares[0] >= 0.4 and shares[0] == max(shares):
         yield Pair("summary", worded("summary", language, "", draw), every[0], "summary")
 
