@@ -12,7 +12,7 @@ the raw texts, each with a chain of its pairs, to go on pretraining with (docs/i
 
 import sys
 
-from instructrec_jax.answering.arguments import new_file, parse_options, run_path, synthesize_parser
+from instructrec_jax.answering.arguments import new_file, parse_options, synthesize_parser
 from instructrec_jax.runs.config import main_guard
 from instructrec_jax.synthesis.model_pairs import ModelSynthesizer
 from instructrec_jax.synthesis.overlap import read_overlap
@@ -45,7 +45,7 @@ def main(args: list[str]) -> None:
     if options.test:
         short = f"; {overlap.short:,} are shorter, so they are not found" if overlap.short else ""
         print(f"--test: {overlap.texts:,} texts, {len(overlap.known):,} {overlap.length}-grams{short}", file=sys.stderr)
-    make = by_rules(options.seed) if options.maker == RULES else ModelSynthesizer(run_path(options.maker))
+    make = by_rules(options.seed) if options.maker == RULES else ModelSynthesizer(options.maker)
     report, shown = synthesize_file(str(options.texts), make, out, settings, overlap)
     for example in shown:
         asked = "\n".join(turn.content for turn in example.messages) or example.instruction

@@ -82,7 +82,7 @@ def _problem(question: str, answer: str) -> str:
 class ModelSynthesizer:
     """Pairs by a run or a HuggingFace folder of a language model. Raises ValueError for a run that writes no text."""
 
-    path: Path
+    path: str | Path
     max_new_tokens: int = 256
     model: LanguageModel = field(init=False)
 

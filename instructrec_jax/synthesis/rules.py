@@ -19,7 +19,7 @@ BLANK = "____"
 EACH = 2  # pairs of a rule and passage at most
 Rule = Callable[[Passage, Language, Draw], Iterator[Pair]]
 
-_NUMBER = re.compile(r"(?<![A-Za-z0-9_.,\-/–−^\[])\d[\d,]*(?:\.\d+)?(?![A-Za-z0-9_\-/–^\]]|[.,]\d)")
+_NUMBER = re.compile(r"(?<![A-Za-z0-9_.,\-/–−^\[])\d+(?:,\d{3})*(?:\.\d+)?(?![A-Za-z0-9_\-/–^\]]|[.,]\d)")
 _NAME = re.compile(r"(?<![\w'’-])(?:[A-Z][a-z]+(?:[-'’]?[A-Za-z][a-z]+)*)(?: (?:of (?:the )?)?[A-Z][a-z]+)*(?![\w'’-])")
 _WORD = re.compile(r"(?<![\w'’-])[a-z]{7,}(?![\w'’-])")
 _ZH_TERM = re.compile(
@@ -209,7 +209,8 @@ def _negated(sentence: str, passage: Passage, draw: Draw) -> str:
     if found is None or len(_VERB.findall(sentence)) != 1:
         return ""
     first, _, rest = found[0].partition(" ")
-    return f"{sentence[: found.start()]}{first} not{rest and ' '}{rest}{sentence[found.end() :]}"
+    verb = "cannot" if first == "can" else f"{first} not"
+    return f"{sentence[: found.start()]}{verb}{rest and ' '}{rest}{sentence[found.end() :]}"
 
 
 RULES: dict[str, Rule] = {

@@ -67,8 +67,9 @@ class Report:
 
     Attributes:
       bad: records that have no usable text, by reason; `first_bad`: the first of them.
-      removed: passages left out with their pairs, by reason.
-      rules: pairs written, by rule; dropped: pairs left out, by reason.
+      removed: passages left out with their pairs, by reason; `foreign`: those in another language, without pairs.
+      written: examples; `bare`: documents among them without pairs.
+      rules: pairs written, by rule; `dropped`: pairs left out, by reason; `unused`: those beyond --chain.
     """
 
     records: int = 0
