@@ -1,7 +1,7 @@
 r"""Raw texts against texts with pairs, for equally many tokens: small networks trained from nothing, several seeds.
 
-    python scripts/compare_pretraining.py texts.jsonl --held_out held.jsonl --questions qa.jsonl --out build/pretraining \
-        --network models/small --random_init
+    python scripts/compare_pretraining.py texts.jsonl --held_out held.jsonl --questions qa.jsonl \
+        --network models/small --random_init --out build/pretraining
 
 Arms: raw (`synthesize --share 0`), rules, and with --synthesizer RUN model. Each is trained on documents of the same
 texts for the same number of steps of equally many tokens (packed rows of --max_length), with one tokenizer. Printed

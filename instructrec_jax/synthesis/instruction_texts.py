@@ -56,6 +56,10 @@ WORDINGS: dict[str, dict[Language, tuple[str, ...]]] = {
         "en": ("Who {}?", "According to the text, who {}?", "Say who, by the text: who {}?"),
         "zh": ("{}？", "根据文章，{}？", "请根据文章回答：{}？"),
     },
+    "how_many": {
+        "en": ("How many {}?", "According to the text, how many {}?", "Say how many, by the text: how many {}?"),
+        "zh": ("{}？", "根据文章，{}？", "请根据文章回答：{}？"),
+    },
     "keywords": {
         "en": (
             "Find the sentence of the text with the words {}.",

@@ -22,6 +22,7 @@ from instructrec_jax.runs.model import open_task
 from instructrec_jax.synthesis import synthesizing as module
 from instructrec_jax.synthesis.documents import gets_pairs
 from instructrec_jax.synthesis.grounding import NOT_IN_TEXT, Pair
+from instructrec_jax.synthesis.model_pairs import ModelSynthesizer, synthesizer_prompt, written_pairs
 from instructrec_jax.synthesis.overlap import Overlap, read_overlap
 from instructrec_jax.synthesis.passages import Passage
 from instructrec_jax.synthesis.synthesizing import IN_TEST, REPEATED, Report, Synthesis, by_rules, synthesize_file
@@ -194,3 +195,28 @@ def test_training_takes_the_file_as_it_is(form: Any, network: Path, tmp_path: Pa
         assert supervised == (len(each.text.tokens) - 1 if form == "documents" else supervised) and supervised
     train(config)
     assert (Path(config.run_dir) / "summary.json").exists()
+
+
+def test_a_tuned_synthesizer_writes_pairs_and_only_grounded_ones_stay(network: Path, tmp_path: Path) -> None:
+    texts = [f"It is a town in the {where}, and {who} was there." for where in ("east", "west") for who in ("Al", "Bo")]
+    target = written_pairs([("What is it?", "a town"), ("Who?", "Al")])
+    rows = [synthesizer_prompt(Passage(text)).to_record() | {"output": target} for text in texts]
+    write_jsonl(tmp_path / "tuning.jsonl", rows * 2)
+    config = changed(
+        language_run(network, tmp_path, data__max_length=384, steps=80, optimizer__learning_rate=1e-2),
+        data__train=[SourceConfig(str(tmp_path / "tuning.jsonl"))],
+        data__validation=[],
+        data__test=[],
+        data__store="memory",
+        checkpoint__every=80,
+        evaluation__every=0,
+    )
+    train(config)
+    make = ModelSynthesizer(config.run_dir, max_new_tokens=48)
+    report, written = made(
+        tmp_path, [{"text": text} for text in texts[:2]] + [{"text": "It is the old sea of that."}], make
+    )
+    said = [(row["instruction"], row["output"], row["input"]) for row in written]
+    assert said == [("What is it?", "a town", texts[0]), ("Who?", "Al", texts[0])]
+    assert report.dropped[REPEATED] == 1 and report.dropped[NOT_IN_TEXT] >= 1 and report.rules == {"model": 2}
+    assert report.dropped.total() >= 4  # the pairs of the second text, and what was made up about the third
