@@ -19,9 +19,10 @@ _ENGLISH = frozenset(
 _ONLY_ENGLISH = frozenset(("the", "and", "that", "with", "to"))  # others are words of Dutch or German, too
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(\[“\"])(?:[A-Z]|[A-Za-z](?:\.[A-Za-z])+|Mr|Mrs|Ms|Dr|Prof|Rev|Gen|Col|Lt|Sgt|Capt|Sen|Rep|Gov|St|Mt|Jr|"
-    r"Sr|vs|etc|al|cf|ca|c|approx|No|no|Nos|Vol|vol|pp|p|Fig|fig|Figs|Eq|eq|Sec|sec|Ch|ch|Inc|Ltd|Co|Corp|Jan|Feb|"
+    r"Sr|vs|etc|al|cf|ca|c|approx|Nos|Vol|vol|pp|p|Fig|fig|Figs|Eq|eq|Sec|sec|Ch|ch|Inc|Ltd|Co|Corp|Jan|Feb|"
     r"Mar|Apr|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec|e\.g|i\.e)\.$"
 )
+_SPACES = re.compile(r"\s*")
 _CLOSING = "”’」』）)】\"'"
 _BRACKETS = {"(": ")", "[": "]", "“": "”", "「": "」", "『": "』", "（": "）", "《": "》", "【": "】"}
 
@@ -81,7 +82,7 @@ def spans(text: str) -> list[tuple[int, int]]:
         first = text.index(piece, at)
         at = first + len(piece)
         if found and "\n" not in text[found[-1][1] : first]:
-            before = text[found[-1][0] : found[-1][1]]
+            before = text[max(found[-1][0], found[-1][1] - 40) : found[-1][1]]
             if piece[0] in _CLOSING and has_cjk(before[-3:]) or set(piece) <= set(_CLOSING):
                 inside = len(piece) - len(piece.lstrip(_CLOSING))
                 found[-1] = found[-1][0], first + inside
@@ -146,4 +147,4 @@ def _parts(text: str, longest: int) -> Iterator[tuple[int, int]]:
                 space = max(text.rfind(each, at, stop) for each in " \n\t")
                 stop = space if space > at else stop
             yield at, at + len(text[at:stop].rstrip())
-            at = stop + len(text[stop:end]) - len(text[stop:end].lstrip())
+            at = min(end, _SPACES.match(text, stop).end())  # type: ignore[union-attr]  # it matches nothing, too

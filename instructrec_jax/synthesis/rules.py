@@ -20,7 +20,9 @@ EACH = 2  # pairs of a rule and passage at most
 Rule = Callable[[Passage, Language, Draw], Iterator[Pair]]
 
 _NUMBER = re.compile(r"(?<![A-Za-z0-9_.,\-/–−^\[])\d+(?:,\d{3})*(?:\.\d+)?(?![A-Za-z0-9_\-/–^\]]|[.,]\d)")
-_NAME = re.compile(r"(?<![\w'’-])(?:[A-Z][a-z]+(?:[-'’]?[A-Za-z][a-z]+)*)(?: (?:of (?:the )?)?[A-Z][a-z]+)*(?![\w'’-])")
+_NAME = re.compile(
+    r"(?<![\w'’-])(?:[A-Z][a-z]+(?:[-'’][A-Za-z][a-z]+|[A-Z][a-z]+)*)(?: (?:of (?:the )?)?[A-Z][a-z]+)*(?![\w'’-])"
+)
 _WORD = re.compile(r"(?<![\w'’-])[a-z]{7,}(?![\w'’-])")
 _ZH_TERM = re.compile(
     r"《[^《》，。]{2,20}》|(?<=“)[^“”，。]{2,12}(?=”)|(?<![A-Za-z0-9])[A-Z][A-Za-z0-9\-]{2,}(?![A-Za-z0-9])"

@@ -63,6 +63,13 @@ def test_long_texts_without_an_end_are_cut() -> None:
     assert sum(len(each.text) for each in passages("🙂" * 5000, 100)) == 5000
 
 
+@pytest.mark.parametrize("piece", ["word ", "x. x. ", "字", "a.b.", "Aa", "“。”", "Dr. ", "1,000", " \n", "(", "é🙂"])
+def test_time_is_linear(piece: str) -> None:
+    text = piece * (400_000 // len(piece))
+    found = list(passages(text, 300))
+    assert "".join("".join(each.text for each in found).split()) == "".join(text.split())
+
+
 @pytest.mark.parametrize(
     ("text", "language"),
     [

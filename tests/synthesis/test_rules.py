@@ -126,6 +126,18 @@ def test_names_are_exchanged_behind_the_same_word() -> None:
     assert "The old man was seen in Rome with his two daughters." in changed
 
 
+@pytest.mark.parametrize(
+    "piece",
+    ["Aa", "Aa-", "a", "A ", "Aa of ", "1,", "1,000", "“", "《a", "X is a ", "长江是", "a.b.", "In 1999, ", "有2个"],
+)
+def test_text_that_repeats_itself_takes_no_time(piece: str) -> None:
+    for text in (f"The X{piece * 600}_.", f"The X{piece * 60}_ and that is the end to it.", f"长江的{piece * 40}。"):
+        for passage in passages(text * 2, 300, title="The end"):
+            for language in ("en", "zh"):
+                for rule in RULES.values():
+                    list(rule(passage, language, random_numbers("0")))  # type: ignore[arg-type]
+
+
 def test_other_languages_get_none() -> None:
     assert not pairs_of(Passage("Die Stadt liegt am Rand des Waldes und hat 25.000 Studenten seit dem Jahr 1457."), 0)
 
