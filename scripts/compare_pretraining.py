@@ -4,9 +4,9 @@ r"""Raw texts against texts with pairs, for equally many tokens: small networks 
         --network models/small --random_init --out build/pretraining
 
 Arms: raw (`synthesize --share 0`), rules, and with --synthesizer RUN model. Each is trained on documents of the same
-texts for the same number of steps of equally many tokens (packed rows of --max_length), with one tokenizer. Printed
-are, as mean and standard deviation over the seeds, and as difference to raw by seed: the loss in nats per token on
-held-out raw texts, and the loss and token accuracy of the answers to questions about unseen texts.
+texts for --tokens tokens (padding of packed rows does not count, so steps differ), with one tokenizer. Printed are, as
+mean and standard deviation over the seeds, and as difference to raw by seed: the loss in nats per token on held-out raw
+texts, and the loss and token accuracy of the answers to questions about unseen texts.
 
 texts.jsonl and held.jsonl have a column text (and title), qa.jsonl context, question and answer. What shares 13 words
 in a row with either of the test files is not trained on. --network is a folder of scripts/new_language_model.py with
@@ -20,9 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from transformers import AutoTokenizer
 
 from instructrec_jax import synthesize, train
 from instructrec_jax.data.example import Example, Message
+from instructrec_jax.data.packing import fit
 from instructrec_jax.files import read_jsonl, write_json
 from instructrec_jax.runs.run import Run
 
@@ -43,7 +45,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--random_init", action="store_true", help="the folder has no weights")
     parser.add_argument("--synthesizer", type=Path, help="run of a language model that writes pairs: another arm")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--tokens", type=int, default=1_200_000, help="tokens of a run (default: 1,200,000)")
     parser.add_argument("--rows", type=int, default=2, help="packed rows of a step")
     parser.add_argument("--max_length", type=int, default=1024)
     parser.add_argument("--chain", type=int, default=4)
@@ -73,7 +75,7 @@ def trained(arm: str, seed: int, options: argparse.Namespace) -> dict[str, float
         settings: dict[str, object] = {
             "run_dir": run,
             "seed": seed,
-            "steps": options.steps,
+            "steps": steps_of(options.out / f"{arm}.jsonl", options),
             "backbone.path": options.network,
             "backbone.random_init": str(options.random_init).lower(),
             "task.type": "language_model",
@@ -95,8 +97,19 @@ def trained(arm: str, seed: int, options: argparse.Namespace) -> dict[str, float
         value = (whole if test == "held_out" else asked).metrics[metric]
         assert value is not None
         scores[name] = value
+    scores["tokens"] = sum(float(str(line["tokens"])) for line in read_jsonl(run / "metrics.jsonl") if "tokens" in line)
     print(f"{arm}, seed {seed}: {json.dumps(scores)}", file=sys.stderr)
     return scores
+
+
+def steps_of(file: Path, options: argparse.Namespace) -> int:
+    """The steps in which a run sees --tokens tokens of the packed documents."""
+    tokenizer = AutoTokenizer.from_pretrained(options.network)
+    documents = [f"\n{row['messages'][0]['content']}" for row in read_jsonl(file)]  # type: ignore[index]
+    lengths = np.array([len(ids) + 1 for ids in tokenizer(documents, verbose=False)["input_ids"]])
+    lengths = lengths.clip(max=options.max_length)
+    rows = fit(lengths, options.max_length, longest_first=False).rows
+    return round(options.tokens / (int(lengths.sum()) / rows * options.rows))
 
 
 def raw(text: str) -> Example:
@@ -108,14 +121,15 @@ def question(row: dict[str, object]) -> Example:
 
 
 def table(found: dict[str, list[dict[str, float]]]) -> str:
-    lines = [f"| {len(found['raw'])} seeds | {' | '.join(name for name, _, _ in MEASURES)} |", "|---|---|---|---|"]
+    lines = [f"| {len(found['raw'])} seeds | {' | '.join(name for name, _, _ in MEASURES)} | tokens |"]
+    lines.append("|---|---|---|---|---|")
     for arm, runs in found.items():
         cells = [_cell([each[name] for each in runs]) for name, _, _ in MEASURES]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
+        lines.append(f"| {arm} | {' | '.join(cells)} | {np.mean([each['tokens'] for each in runs]):,.0f} |")
     for arm in [arm for arm in found if arm != "raw"]:
         pairs = list(zip(found[arm], found["raw"], strict=True))
         cells = [_cell([one[name] - other[name] for one, other in pairs], "+") for name, _, _ in MEASURES]
-        lines.append(f"| {arm} − raw | {' | '.join(cells)} |")
+        lines.append(f"| {arm} − raw | {' | '.join(cells)} | |")
     return "\n".join(lines)
 
 

@@ -1,10 +1,12 @@
 """`scripts/compare_pretraining.py`: its arms, its questions and its table."""
 
 import importlib.util
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from byte_tokenizer import byte_tokenizer
 from synthesis_texts import RIVER, TOWN
 
 from instructrec_jax.files import read_jsonl, write_jsonl
@@ -26,7 +28,7 @@ def test_arms_are_of_the_same_texts_without_those_of_the_tests(
 
     def trained(arm: str, seed: int, options: Any) -> dict[str, float]:
         asked.append((arm, seed))
-        return {name: seed + 0.5 * (arm == "rules") for name, _, _ in script.MEASURES}
+        return {name: seed + 0.5 * (arm == "rules") for name, _, _ in script.MEASURES} | {"tokens": 1000.0 + seed}
 
     monkeypatch.setattr(script, "trained", trained)
     named = [f"--{name}={tmp_path / file}" for name, file in (("held_out", "held.jsonl"), ("questions", "qa.jsonl"))]
@@ -37,10 +39,20 @@ def test_arms_are_of_the_same_texts_without_those_of_the_tests(
     assert all(more.startswith(f"{text}\n\n") for text, more in zip(*contents, strict=True))
     assert asked == [("raw", 0), ("rules", 0), ("raw", 1), ("rules", 1)]
     said = capsys.readouterr().out
-    assert "| raw | 0.500 ± 0.707 |" in said and "| rules − raw | +0.500 ± 0.000 |" in said
+    assert "| raw | 0.500 ± 0.707 |" in said and " | 1,000 |" in said and "| rules − raw | +0.500 ± 0.000 |" in said
 
 
 def test_a_question_is_a_prompt_with_its_context() -> None:
     example = script.question({"context": "A town.", "question": "What is it?", "answer": "A town"})
     assert (example.instruction, example.output) == ("A town.\n\nQuestion: What is it?\nAnswer:", "A town")
     assert script.raw("x").messages[0].content == "x"
+
+
+def test_steps_see_equally_many_tokens(tmp_path: Path) -> None:
+    byte_tokenizer().save_pretrained(tmp_path)
+    texts = ["x" * 98, "y" * 298, "z" * 700]  # with a line break before and an end after: 100, 300, and cut to 400
+    write_jsonl(tmp_path / "raw.jsonl", [script.raw(text).to_record() for text in texts])
+    options = Namespace(network=tmp_path, max_length=400, rows=2, tokens=16_000)
+    assert script.steps_of(tmp_path / "raw.jsonl", options) == 20  # two rows of 400
+    write_jsonl(tmp_path / "raw.jsonl", [script.raw(text).to_record() for text in (*texts[1:], texts[1])])
+    assert script.steps_of(tmp_path / "raw.jsonl", options) == 24  # three rows with 1,000 of 1,200
