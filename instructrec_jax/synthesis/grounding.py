@@ -24,6 +24,7 @@ NO_SUMMARY = "the summary is not shorter than half of the text"
 UNCHECKED = "a yes or no that cannot be checked"
 NOT_SO = "the statement is not what the answer says"
 NO_ORDER = "the sentences do not stand in the text in this order"
+_LETTERED = re.compile(r"^([A-Z])\. (.+)$", re.MULTILINE)
 _IN_NUMBER = re.compile(r"\d[.,]\d")
 _SPACE = re.compile(r"\s+")
 # Words that say nothing about what a text is about.
@@ -41,8 +42,7 @@ class Pair:
     Attributes:
       rule: what made it.
       check: how the answer is verified, see `problem`.
-      quoted: what is verified beside the answer. yes: the statement; no: the changed statement, and the true one;
-        order: the sentences in the order of the answer.
+      quoted: what is verified beside the answer. yes: the statement; no: the changed statement, and the true one.
       alone: whether the instruction holds all that it is about, so that the passage is not shown beside it.
     """
 
@@ -109,9 +109,11 @@ def problem(pair: Pair, passage: Passage) -> str:
     if pair.check == "title":
         return "" if share_in(pair.answer, passage) >= TITLE else OTHER_TITLE
     if pair.check == "order":
-        places = [passage.text.find(each) for each in pair.quoted]
-        known = len(places) > 1 and all(each in pair.instruction for each in pair.quoted)
-        return "" if known and places[0] >= 0 and places == sorted(set(places)) else NO_ORDER
+        listed = dict(_LETTERED.findall(pair.instruction))
+        said = [listed.get(letter, "") for letter in pair.answer.split(", ")]
+        places = [passage.text.find(each) for each in said]
+        grounded = len(said) > 1 and len(said) == len(listed) and min(places) >= 0
+        return "" if grounded and places == sorted(set(places)) else NO_ORDER
     if pair.check in ("yes", "no"):
         if not pair.quoted or pair.quoted[0] not in pair.instruction:
             return UNCHECKED

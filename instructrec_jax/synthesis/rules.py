@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import xxhash
 
@@ -15,6 +16,7 @@ from instructrec_jax.synthesis.grounding import FUNCTION_WORDS, Pair, content
 from instructrec_jax.synthesis.instruction_texts import YES_NO, worded
 from instructrec_jax.synthesis.passages import Language, Passage
 
+T = TypeVar("T")
 BLANK = "____"
 EACH = 2  # pairs of a rule and passage at most
 Rule = Callable[[Passage, Language, Draw], Iterator[Pair]]
@@ -49,7 +51,7 @@ def leans(sentence: str) -> bool:
     return (_LEANS.match(sentence) or _ZH_LEANS.match(sentence)) is not None
 
 
-def shuffled(items: Sequence[str], draw: Draw) -> list[str]:
+def shuffled(items: Sequence[T], draw: Draw) -> list[T]:
     found = list(items)
     for n in range(len(found) - 1, 0, -1):
         other = int(draw() * (n + 1))
@@ -81,7 +83,7 @@ def cloze(passage: Passage, language: Language, draw: Draw) -> Iterator[Pair]:
     """A sentence without a number, a name or (in English) a long word that it has once."""
     kinds = (_NUMBER, _NAME, _WORD) if language == "en" else (_NUMBER, _ZH_TERM)
     for sentence in shuffled(passage.whole, draw):
-        for kind in shuffled_kinds(kinds, draw):
+        for kind in shuffled(kinds, draw):
             places = [m for m in kind.finditer(sentence) if m.start() > 0 and sentence.count(m[0]) == 1]
             places = [m for m in places if m[0].lower() not in FUNCTION_WORDS]
             if places:
@@ -89,11 +91,6 @@ def cloze(passage: Passage, language: Language, draw: Draw) -> Iterator[Pair]:
                 blanked = sentence[: found.start()] + BLANK + sentence[found.end() :]
                 yield Pair("cloze", worded("cloze", language, blanked, draw), found[0])
                 break
-
-
-def shuffled_kinds(kinds: Sequence[re.Pattern[str]], draw: Draw) -> list[re.Pattern[str]]:
-    by_text = {kind.pattern: kind for kind in kinds}
-    return [by_text[each] for each in shuffled(list(by_text), draw)]
 
 
 def order(passage: Passage, language: Language, draw: Draw) -> Iterator[Pair]:
@@ -117,7 +114,7 @@ def order(passage: Passage, language: Language, draw: Draw) -> Iterator[Pair]:
     letters = "ABCD"[: len(run)]
     listed = "\n".join(f"{letter}. {each}" for letter, each in zip(letters, mixed, strict=True))
     said = ", ".join(letters[mixed.index(each)] for each in run)
-    yield Pair("order", worded("order", language, listed, draw), said, "order", tuple(run), alone=True)
+    yield Pair("order", worded("order", language, listed, draw), said, "order", alone=True)
 
 
 def fact(passage: Passage, language: Language, draw: Draw) -> Iterator[Pair]:
