@@ -27,7 +27,6 @@ ELSEWHERE = {
             *("mpnet", "paligemma", "roberta", "siglip", "vit"),
         )
     },
-    "synthesis/instruction_texts": "synthesis/test_rules.py",
     "tasks/generation/written_objectives": "explanation/test_explain.py",
     "preparation/films/texts": "preparation/test_films.py",
     "data/text_rows": "data/test_rows.py",
@@ -50,6 +49,7 @@ ELSEWHERE = {
     "runs/vectors": "runs/test_predictions.py",
     **{f"service/{name}": "service/test_models.py" for name in ("scenarios", "settings", "warm_up")},
     **{f"service/routes/{name}": "service/test_models.py" for name in ("items", "records", "status", "vectors")},
+    "synthesis/instruction_texts": "synthesis/test_rules.py",
     "service/connections": "service/test_server.py",
     "service/routes/asked_texts": "service/routes/test_generation.py",
     "service/writer": "service/routes/test_generation.py",
