@@ -44,6 +44,8 @@ _LEANS = re.compile(
 _ZH_LEANS = re.compile(
     r"(?:这|那|它|他|她|其|此|该|但|而|因此|所以|然而|并且|而且|同时|此外|另外|于是|例如|比如|不过|也|又|还|或|另)"
 )
+_MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
+_MONTH_NEXT, _MONTH_BEFORE = re.compile(rf"(?:{_MONTHS})\b"), re.compile(rf"\b(?:{_MONTHS}) $")
 _ASKS = re.compile(r"[?？]")
 
 
@@ -165,7 +167,7 @@ def yes_no(passage: Passage, language: Language, draw: Draw) -> Iterator[Pair]:
 
 def _other_number(sentence: str, passage: Passage, draw: Draw) -> str:
     """With a digit of a number changed; of a year one of the last two."""
-    places = list(_NUMBER.finditer(sentence))
+    places = [found for found in _NUMBER.finditer(sentence) if not _is_day(sentence, found)]
     if not places:
         return ""
     found = places[int(draw() * len(places))]
@@ -175,6 +177,14 @@ def _other_number(sentence: str, passage: Passage, draw: Draw) -> str:
     others = [c for c in "123456789" if c != found[0][at]]
     number = found[0][:at] + others[int(draw() * len(others))] + found[0][at + 1 :]
     return sentence[: found.start()] + number + sentence[found.end() :]
+
+
+def _is_day(sentence: str, found: re.Match[str]) -> bool:
+    """Whether a number is a day or a month, of which another digit often makes none (February 51)."""
+    before, after = sentence[: found.start()], sentence[found.end() :].lstrip()
+    return len(found[0]) < 3 and (
+        after[:1] in ("月", "日") or bool(_MONTH_NEXT.match(after) or _MONTH_BEFORE.search(before))
+    )
 
 
 def _other_name(sentence: str, passage: Passage, draw: Draw) -> str:

@@ -118,6 +118,15 @@ def test_yes_no(language: str) -> None:
         assert "长江不是亚洲" in changed and re.search("建成于19[^5]7年|建成于195[^7]年", changed)
 
 
+def test_days_of_dates_stay_in_changed_statements() -> None:
+    text = (
+        "The ship left the port on 31 May 1954 and came on February 21 to it. 大桥于1954年5月31日在这里正式建成通车。"
+    )
+    for passage in map(Passage, (text.split(" 大")[0], "大" + text.split(" 大")[1])):
+        changed = [pair.quoted[0] for pair in made("yes_no", passage, 40) if pair.check == "no"]
+        assert changed and all("31 May" in each and "21" in each or "5月31日" in each for each in changed)
+
+
 def test_names_are_exchanged_behind_the_same_word() -> None:
     text = (
         "The old man was seen in Paris with his two daughters. A letter was found in Rome by the two brothers of his. "
