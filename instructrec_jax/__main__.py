@@ -14,6 +14,7 @@ VERBS = (
     "recommend",
     "prepare",
     "augment",
+    "synthesize",
     "audit",
     "label",
     "export",

@@ -53,6 +53,7 @@ ELSEWHERE = {
     "runs/training_data": "runs/test_unlabeled.py",
     **{f"service/{name}": "service/test_models.py" for name in ("scenarios", "settings", "warm_up")},
     **{f"service/routes/{name}": "service/test_models.py" for name in ("items", "records", "status", "vectors")},
+    "synthesis/instruction_texts": "synthesis/test_rules.py",
     "service/connections": "service/test_server.py",
     "service/routes/asked_texts": "service/routes/test_generation.py",
     "service/writer": "service/routes/test_generation.py",

@@ -346,6 +346,26 @@ def augment_parser(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
+def synthesize_parser(doc: str) -> argparse.ArgumentParser:
+    parser = verb_parser("synthesize", doc)
+    add = parser.add_argument
+    add("texts", type=input_file, metavar="TEXTS", help="jsonl, json, csv, tsv, parquet or txt file, or its URL")
+    add("--with", required=True, dest="maker", metavar="MAKER", help="rules, or run or folder of a language model")
+    add("--out", type=Path, required=True, metavar="FILE", help=".jsonl file to write")
+    forms = "an example of each pair, or the texts with chains of pairs (default: pairs)"
+    add("--form", choices=("pairs", "documents"), default="pairs", help=forms)
+    add("--share", type=share, help="documents: share of the passages that get pairs (default: all)")
+    add("--chain", type=int, metavar="N", help="documents: pairs of a passage at most (default: 5)")
+    add("--passage", type=int, default=300, metavar="N", help="words or Chinese characters of a passage (default: 300)")
+    add("--test", nargs="+", default=[], metavar="FILE", help="files of which nothing may be in what is written")
+    add("--ngram", type=int, metavar="N", help="words in a row shared with --test that are too many (default: 13)")
+    for name in ("text", "title"):
+        add(f"--{name}_field", default=name, metavar="NAME", help=f"column with the {name} (default: {name})")
+    add("--seed", type=int, default=0, metavar="N", help="of what the rules choose (default: 0)")
+    add("--show", type=int, default=3, metavar="N", help="print N of the pairs (default: 3)")
+    return parser
+
+
 def audit_parser(doc: str) -> argparse.ArgumentParser:
     parser = verb_parser("audit", doc, SETTINGS)
     add = parser.add_argument

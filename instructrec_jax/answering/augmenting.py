@@ -3,7 +3,9 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -27,6 +29,7 @@ from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.run import Run
 from instructrec_jax.runs.vectors import settings_of
 
+T = TypeVar("T")
 WINDOW = 256  # examples rewritten together
 SHOWN = 20  # pairs on the page
 UNCHANGED, AGAIN, EMPTY = "not changed", "the same as another copy", "empty"
@@ -75,7 +78,7 @@ def augment_file(
     if not any_edits and not rewriters:
         raise ValueError("no method is set: give a rate, such as --synonyms 0.1, or name a run with --paraphrase.")
     sources = data.with_copies(opened).sources if any_edits else opened.sources
-    report, shown = Report(), _Spread()
+    report, shown = Report(), Spread[Pair]()
     with jsonl_writer(out) as write:
         for source in sources:
             for window in _windows(source, data):
@@ -88,30 +91,35 @@ def augment_file(
                         write(each.to_record())
                     for copy in copies:
                         report.methods.update(copy.origin[METHODS].split(", "))
-                        shown.add(example, copy)
+                        shown.add(partial(Pair.of, example, copy))
         if not report.copies:
             raise ValueError(f"no copy is left.\n{report}")
-    write_pairs(out.with_suffix(".html"), shown.pairs(), str(report), out.name)
+    write_pairs(out.with_suffix(".html"), shown.items(), str(report), out.name)
     return report
 
 
 @dataclass
-class _Spread:
-    """Every n-th pair, n growing with their number, so that few are in memory."""
+class Spread(Generic[T]):
+    """Every n-th item, n growing with their number, so that few are in memory."""
 
-    kept: list[Pair] = field(default_factory=list)
+    most: int = SHOWN
+    kept: list[T] = field(default_factory=list)
     step: int = 1
     met: int = 0
 
-    def add(self, example: Example, copy: Example) -> None:
+    def add(self, make: Callable[[], T]) -> None:
+        """Adds an item, which is made only where it is kept."""
+        if not self.most:
+            return
         if self.met % self.step == 0:
-            self.kept.append(Pair.of(example, copy))
+            self.kept.append(make())
         self.met += 1
-        if len(self.kept) == 4 * SHOWN:
+        if len(self.kept) == 4 * self.most:
             self.kept, self.step = self.kept[::2], 2 * self.step
 
-    def pairs(self) -> list[Pair]:
-        spread = np.linspace(0, len(self.kept) - 1, min(SHOWN, len(self.kept))).astype(int)
+    def items(self) -> list[T]:
+        """At most `most` of them, evenly spread, in order."""
+        spread = np.linspace(0, len(self.kept) - 1, min(self.most, len(self.kept))).astype(int)
         return [self.kept[number] for number in spread]
 
 
