@@ -16,8 +16,7 @@ from instructrec_jax.augmentation.augmenter import AugmentConfig, Augmenter, Cha
 from instructrec_jax.augmentation.protection import words_of
 from instructrec_jax.data.example import Example, Message
 from instructrec_jax.data.fingerprints import digest_of_example
-from instructrec_jax.data.mixture import IndexableSource
-from instructrec_jax.data.skipped import SkippedRow
+from instructrec_jax.data.mixture import IndexableSource, OfSource
 from instructrec_jax.data.storage import code_version, digest_of
 
 MADE_FROM, METHODS = "made_from", "augmented_by"  # keys of origins
@@ -162,27 +161,14 @@ def span_words(example: Example) -> frozenset[int]:
 
 
 @dataclass(frozen=True)
-class AugmentedSource:
+class AugmentedSource(OfSource):
     """A source with copies: entry i is version i % `versions` of example i // `versions`, version 0 as it is."""
 
-    source: IndexableSource
     augmenter: ExampleAugmenter
 
     @property
     def versions(self) -> int:
         return 1 + self.augmenter.config.copies
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def task(self) -> str:
-        return self.source.task
-
-    @property
-    def skipped(self) -> list[SkippedRow]:
-        return self.source.skipped
 
     @cached_property
     def _key(self) -> bytes:

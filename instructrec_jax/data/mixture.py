@@ -39,6 +39,25 @@ class IndexableSource(NumberedExamples, Protocol):
     def skipped(self) -> list[SkippedRow]: ...
 
 
+@dataclass(frozen=True)
+class OfSource:
+    """Base of sources whose examples are made of those of another one, after which they are named."""
+
+    source: IndexableSource
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def task(self) -> str:
+        return self.source.task
+
+    @property
+    def skipped(self) -> list[SkippedRow]:
+        return self.source.skipped
+
+
 def permutation(size: int, *key: int) -> np.ndarray:
     """The numbers 0..size-1, int64 [size], in a random order that depends on the key only.
 

@@ -16,7 +16,7 @@ from instructrec_jax.data.batch import BatchTexts, Views, lay_out, lengths_of
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.fingerprints import digest_of_example, fingerprint_of, normalized
 from instructrec_jax.data.loader import HostBatch, prefetch
-from instructrec_jax.data.mixture import IndexableSource, Mixture, Versions
+from instructrec_jax.data.mixture import IndexableSource, Mixture, OfSource, Versions
 from instructrec_jax.data.packing import Plan, fit, length_buckets, plan_batch, round_up
 from instructrec_jax.data.prompts import render
 from instructrec_jax.data.skipped import SkippedRow
@@ -157,23 +157,10 @@ def _rows(
 
 
 @dataclass(frozen=True)
-class _Hidden:
+class _Hidden(OfSource):
     """The examples of a source without their labels: in place of tags, empty ones."""
 
-    source: IndexableSource
     tags: Callable[[str], bool]
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def task(self) -> str:
-        return self.source.task
-
-    @property
-    def skipped(self) -> list[SkippedRow]:
-        return self.source.skipped
 
     @property
     def fingerprint(self) -> str:
@@ -211,10 +198,9 @@ def _copies(
 
 
 @dataclass(frozen=True)
-class UnlabeledSource:
+class UnlabeledSource(OfSource):
     """All views of a source's examples: of each the weak one, then the strong ones."""
 
-    source: IndexableSource
     rows: _Rows
     owner: Task
     copies: AugmentedSource | None
@@ -229,18 +215,6 @@ class UnlabeledSource:
             found += [(row, row, number) for number in changed]
             found += [(row, copy, 0) for copy in self.rows.rewritten.get(row, ())]
         return np.array(found, np.int64).reshape(-1, 3)
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def task(self) -> str:
-        return self.source.task
-
-    @property
-    def skipped(self) -> list[SkippedRow]:
-        return self.source.skipped
 
     @cached_property
     def fingerprint(self) -> str:
