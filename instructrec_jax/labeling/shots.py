@@ -48,7 +48,7 @@ ARMS: dict[ArmName, str] = {
 FROZEN = ("logistic", "prototypes")  # without steps
 BATCH = 16  # examples of a step where the settings have none; SetFit's default
 HEAD_RATE, SETFIT_RATE = 1e-2, 2e-5  # SetFit's defaults for a head, and for the pairs
-LORA_RATE = 10.0  # times that of full fine-tuning (Schulman et al., 2025, "LoRA Without Regret")
+LORA_RATE = 5e-4  # ten times the default of full fine-tuning (Schulman et al., 2025, "LoRA Without Regret")
 FULL_RATE = 5e-5  # the default for a pretrained network
 RANK = 8  # of LoRA, where the settings have none
 Train = Callable[[Config], Path]
@@ -248,11 +248,14 @@ def _trained(plan: Plan, arm: Arm, data: RunData, given: list[Example], folder: 
 def arm_config(config: Config, arm: Arm, file: Path, run_dir: Path) -> Config:
     """The settings that train an arm on the examples of a file, for as many steps as the others.
 
-    Full fine-tuning has the settings' own learning rate; the other ways have theirs, see the constants above.
+    Full fine-tuning has the settings' own learning rate; the other ways have theirs, see the constants above. A new
+    head has `HEAD_RATE` in all of them, unless the settings have a head_learning_rate.
     """
     labels = list(config.task.label_names or ())
     rate = config.optimizer.learning_rate or FULL_RATE
-    rates = {"head": HEAD_RATE, "lora": LORA_RATE * rate, "full": rate, "setfit": SETFIT_RATE}
+    rates = {"head": HEAD_RATE, "lora": LORA_RATE, "full": rate, "setfit": SETFIT_RATE}
+    learned = arm.name in ("lora", "full")  # a head beside a network; SetFit's is fitted
+    of_head = (config.optimizer.head_learning_rate or HEAD_RATE) if learned else None
     lora = replace(config.lora, rank=config.lora.rank or RANK) if arm.name == "lora" else LoraConfig()
     pairs = config.task.sentence_pairs if isinstance(config.task, ClassificationConfig) else "auto"
     task = SetFitConfig(labels) if arm.name == "setfit" else ClassificationConfig(labels, sentence_pairs=pairs)
@@ -272,7 +275,7 @@ def arm_config(config: Config, arm: Arm, file: Path, run_dir: Path) -> Config:
             batch_size=config.data.batch_size or BATCH,
             batch_rows=None,
         ),
-        optimizer=replace(config.optimizer, learning_rate=rates[arm.name], head_learning_rate=None),
+        optimizer=replace(config.optimizer, learning_rate=rates[arm.name], head_learning_rate=of_head),
         evaluation=replace(config.evaluation, every=0, patience=None, metric=None, max_examples=None, segment_by=None),
         checkpoint=CheckpointConfig(every=config.steps),
         tracking=TrackingConfig(tensorboard=False),

@@ -108,6 +108,9 @@ def test_arms_differ_in_what_they_train_alone(settings: Config, tmp_path: Path) 
     assert trained["head"] == (0, 0) and trained["lora"] == (8, None)
     assert trained["full"] == trained["setfit"] == (0, None)
     assert made["full"].optimizer.learning_rate == settings.optimizer.learning_rate
+    assert made["lora"].optimizer.learning_rate == shots.LORA_RATE
+    heads = {name: c.optimizer.head_learning_rate for name, c in made.items()}
+    assert heads == {"head": None, "lora": shots.HEAD_RATE, "full": shots.HEAD_RATE, "setfit": None}
 
 
 def test_finished_arms_are_read(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
