@@ -5,7 +5,8 @@
 
 Of the settings' data.train (without texts that are cases of data.validation or data.test), each seed keeps N random
 examples of each label (--labels); the rest become data.unlabeled. Both runs start from the same network with
-the same seed, labeled examples, batch size and number of steps. Further `--a.b value` are settings of the
+the same seed, labeled examples, batch size and number of steps; with `--begin N` from the same supervised run of N
+steps (init_from), so that the first pseudo-labels are not those of a new head. Further `--a.b value` are settings of the
 semi-supervised run, `--both.a.b value` of both. A finished run is not trained again.
 
 The score is `--metric` on data.test (`--split validation` to choose settings). The interval of the mean difference is
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--augment", default="{}", help="of data.unlabeled: what makes its strong views")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--out", type=Path, required=True, help="folder of the splits and runs")
+    parser.add_argument("--begin", type=int, default=0, help="supervised steps that both runs begin with")
     parser.add_argument("--metric", default="accuracy")
     parser.add_argument("--split", choices=["test", "validation"], default="test", help="what is measured on")
     arguments, rest = parser.parse_known_args()
@@ -61,12 +63,16 @@ def main() -> None:
         folder = arguments.out / f"seed-{seed}"
         labeled, unlabeled = divided(base, arguments.labels, seed, folder)
         source = {"path": str(unlabeled), "augment": parse_yaml(arguments.augment, "--augment")}
-        found = {}
+        found: dict[str, float] = {}
+        few = {**to_dict(base), "data.train": [str(labeled)], "seed": seed, **both}
+        if arguments.split == "validation":
+            few["data.test"] = []
+        if arguments.begin:
+            how = {"steps": arguments.begin, "checkpoint.every": arguments.begin, "run_dir": str(folder / "begin")}
+            found["begin"] = score(load(few | how), arguments.metric)
+            few["init_from"] = str(folder / "begin")
         for name, more in {"supervised": {}, "semi_supervised": {"data.unlabeled": [source], **own}}.items():
-            settings = {**to_dict(base), "data.train": [str(labeled)], "seed": seed, **both, **more}
-            if arguments.split == "validation":
-                settings["data.test"] = []
-            found[name] = score(load(settings | {"run_dir": str(folder / name)}), arguments.metric)
+            found[name] = score(load(few | more | {"run_dir": str(folder / name)}), arguments.metric)
         rows.append(found)
         print(f"seed {seed}: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()), flush=True)
     print(table(rows))

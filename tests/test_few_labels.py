@@ -37,7 +37,16 @@ def test_both_runs_on_one_split(
 ) -> None:
     out = tmp_path / "out"
     words = [str(settings), "--labels", "2", "--seeds", "3", "--out", str(out), "--augment", "{swap: 0.5}"]
-    words += ["--semi_supervised.method", "uda", "--semi_supervised.threshold", "0.1", "--both.steps", "3"]
+    words += [
+        "--semi_supervised.method",
+        "uda",
+        "--semi_supervised.threshold",
+        "0.1",
+        "--both.steps",
+        "3",
+        "--begin",
+        "2",
+    ]
     monkeypatch.setattr(sys, "argv", ["few_labels.py", *words])
     few_labels.main()
     labeled, unlabeled = (read_jsonl(out / f"seed-3/{name}.jsonl") for name in ("labeled", "unlabeled"))
@@ -47,10 +56,13 @@ def test_both_runs_on_one_split(
     assert len(ids) == len(set(ids)) == 28, "the case of the test is left out"
     for name in ("supervised", "semi_supervised"):
         assert len(read_jsonl(out / f"seed-3/{name}/metrics.jsonl")) == 3
+        assert f"init_from: {out}/seed-3/begin" in (out / f"seed-3/{name}/config.yaml").read_text()
         measured: Any = read_json(out / f"seed-3/{name}/evaluation.json")
         assert any(row["name"] == "after tuning" for row in measured["rows"])
     found = capsys.readouterr().out
-    assert re.search(r"seed 3: supervised 0\.\d+, semi_supervised 0\.\d+", found) and "difference" in found
+    assert (
+        re.search(r"seed 3: begin 0\.\d+, supervised 0\.\d+, semi_supervised 0\.\d+", found) and "difference" in found
+    )
 
 
 def test_the_interval_is_students_over_paired_seeds() -> None:
