@@ -6,8 +6,8 @@
 Of the settings' data.train (without texts that are cases of data.validation or data.test), each seed keeps N random
 examples of each label (--labels); the rest become data.unlabeled. Both runs start from the same network with
 the same seed, labeled examples, batch size and number of steps; with `--begin N` from the same supervised run of N
-steps (init_from), so that the first pseudo-labels are not those of a new head. Further `--a.b value` are settings of the
-semi-supervised run, `--both.a.b value` of both. A finished run is not trained again.
+steps (init_from), so that the first pseudo-labels are not those of a new head. Further `--a.b value` are settings of
+the semi-supervised run, `--both.a.b value` of both. A finished run is not trained again.
 
 The score is `--metric` on data.test (`--split validation` to choose settings). The interval of the mean difference is
 Student's t over the seeds; of one seed there is none.

@@ -37,16 +37,8 @@ def test_both_runs_on_one_split(
 ) -> None:
     out = tmp_path / "out"
     words = [str(settings), "--labels", "2", "--seeds", "3", "--out", str(out), "--augment", "{swap: 0.5}"]
-    words += [
-        "--semi_supervised.method",
-        "uda",
-        "--semi_supervised.threshold",
-        "0.1",
-        "--both.steps",
-        "3",
-        "--begin",
-        "2",
-    ]
+    words += ["--semi_supervised.method", "uda", "--semi_supervised.threshold", "0.1"]
+    words += ["--both.steps", "3", "--begin", "2"]
     monkeypatch.setattr(sys, "argv", ["few_labels.py", *words])
     few_labels.main()
     labeled, unlabeled = (read_jsonl(out / f"seed-3/{name}.jsonl") for name in ("labeled", "unlabeled"))
