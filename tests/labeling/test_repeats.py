@@ -3,7 +3,8 @@
 import pytest
 
 from instructrec_jax.data.example import Example
-from instructrec_jax.labeling.duplicates import near_duplicates, normalized
+from instructrec_jax.data.fingerprints import normalized
+from instructrec_jax.labeling.duplicates import near_duplicates
 from instructrec_jax.labeling.findings import Finding, Rows
 from instructrec_jax.labeling.repeats import repeats
 
