@@ -78,7 +78,7 @@ CASES = {
     "retrieval": Case("bert", beside=False, mesh=(1, 2, 2, 2)),
     "retrieval, sampled": Case("bert", {"softmax": "sampled", "negatives": 6}, beside=False, mesh=(8, 1, 1)),
     "retrieval, full": Case("bert", {"softmax": "full"}, beside=False, mesh=(1, 8, 1)),
-    # untrained vectors are nearly equal: a small temperature would multiply what float32 rounds away of their differences
+    # untrained vectors are nearly equal: a small temperature would multiply what rounding does to their differences
     "retrieval, pictures": Case("clip pair", {"items": "both", "temperature": 0.5}, beside=False, mesh=(8, 1, 1)),
     "sequence": Case("bert", beside=False, lora=False, mesh=(1, 1, 1, 8)),
     "sequence, pictures": Case(
