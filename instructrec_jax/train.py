@@ -150,7 +150,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
         patience = config.evaluation.patience
         while step < config.steps and not interrupt.after(step) and not progress.out_of_patience(patience):
             if task.refresh_every and step % task.refresh_every == 0:
-                with heartbeat(f"refreshing item vectors at step {step}", bar.print):
+                with heartbeat(f"computing {task.refreshes} at step {step}", bar.print):
                     buffers = task.refresh(predict_with(merge_params(state.params, state.frozen)))
                 state = replace(state, buffers=place(buffers, shardings.buffers))
             with meter.timed("input"):

@@ -339,6 +339,7 @@ class Task:
         return {}
 
     refresh_every = 0  # steps between refreshes of the buffers; 0: never
+    refreshes = "item vectors"  # what the buffers hold, in messages
 
     def refresh(self, predict: Predict) -> dict[str, np.ndarray]:
         """New values of the state's buffers, computed with the current parameters."""

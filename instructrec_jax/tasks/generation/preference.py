@@ -117,6 +117,7 @@ class PreferenceTask(LikelihoodTask):
     gathers_alone = False
     greater_is_better = True
     metric = "accuracy"
+    refreshes = "log-probabilities of the reference"
 
     def __init__(self, config: PreferenceConfig, context: TaskContext):
         if config.loss not in LOSSES:
