@@ -41,6 +41,7 @@ def test_it_answers_unless_something_else_is_asked_for(run: Path, tmp_path: Path
     chosen, alone = best(run), best(run, hybrid="none")
     assert chosen == best(run, hybrid="BM25") == best(run, hybrid="BM25", weight=0.4) != alone
     assert best(run, hybrid="BM25", weight=0.0)[0][0] == alone[0][0]
+    assert best(run, overrides=["--evaluation.fuse", "false"]) == alone
     write_jsonl(tmp_path / "new.jsonl", [{"title": "A New One", "text": "a film about space"}])
     assert Recommender(run, items=tmp_path / "new.jsonl").fused is None  # a baseline knows nothing of new items
 

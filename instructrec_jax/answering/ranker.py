@@ -373,9 +373,21 @@ def _gains(ranker: "Ranker | FusedRanker", cases: Sequence[Encoded]) -> np.ndarr
 
 
 def chosen_fusion(first: Ranker) -> FusedRanker | None:
-    """The hybrid that training chose; None where it chose none, or chose it for another checkpoint."""
-    for kept in read_fusions(first.run.path / "fusions.json").values() if first.run.trained else ():
+    """The hybrid that training chose.
+
+    None where it chose none, chose it for another checkpoint, or `evaluation.fuse` is false now.
+
+    Raises ValueError where the baseline cannot be fitted any more, because the catalog has lost its interactions.
+    """
+    if not (first.run.trained and first.run.config.evaluation.fuse):
+        return None
+    for kept in read_fusions(first.run.path / "fusions.json").values():
         if kept.get("chosen"):
+            if kept["name"] not in first.task.baseline_names:
+                raise ValueError(
+                    f"{first.run.path} answers with {kept['name']} mixed in, as training chose, but {first.folder} has "
+                    "no splits/train.jsonl to fit it on: put the file back, or set --evaluation.fuse false."
+                )
             second = BaselineRanker(first.task, kept["name"])
             if kept["checkpoints"] == _checkpoints(first, second):
                 return FusedRanker(first, second, Fusion(kept["name"], float(kept["weight"]), kept["k"]))

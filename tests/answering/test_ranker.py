@@ -185,8 +185,10 @@ def with_baselines(table: np.ndarray, path: Path, baselines: dict[str, np.ndarra
     def encode(examples: Sequence[Example]) -> list[Encoded]:
         return cases([int(example.id) for example in examples])
 
-    run = SimpleNamespace(path=path, trained=True, checkpoint=6, members=())
+    config = SimpleNamespace(evaluation=SimpleNamespace(fuse=True))
+    run = SimpleNamespace(path=path, trained=True, checkpoint=6, members=(), config=config)
     found = Known(table, run)
+    found.folder = "catalog"
     found.task = SimpleNamespace(baseline_names=list(baselines), baseline_scores=baseline_scores, encode=encode)  # type: ignore[assignment]
     return found
 
@@ -220,7 +222,14 @@ def test_training_chooses_the_baseline_that_helps_most(tmp_path: Path) -> None:
     assert again is not None and again.fusion == Fusion("much", 0.4)
     keep_fusion(first, BaselineRanker(first.task, "little"), Fusion("little", 0.5), CASES, chosen=True)
     assert [kept.get("chosen") for kept in read_fusions(tmp_path / "fusions.json").values()] == [None, True]
+    first.task.baseline_names = ["BM25"]  # type: ignore[misc]
+    with pytest.raises(ValueError, match=r"little mixed in.*catalog has no splits/train.jsonl.*evaluation.fuse false"):
+        chosen_fusion(first)
+    first.run.config.evaluation.fuse = False
+    assert chosen_fusion(first) is None
+    first.run.config.evaluation.fuse = True
     first.run.checkpoint = 7  # trained further
+    first.task.baseline_names = ["little"]  # type: ignore[misc]
     assert chosen_fusion(first) is None
 
 
