@@ -8,6 +8,7 @@
     evaluate RUN RUN2 --average HOW   an ensemble in --out, which opens like a run
     evaluate RUN --wordings FILE      also with each prompt variant (line) of FILE
     evaluate RUN --explanations 30    also explanations, in the report of the run
+    evaluate RUN --by FIELD           also by the values of a column: the gaps
     evaluate RUN --shots 1,5,20       six ways to train its backbone on few labels
     evaluate RUN --lm_eval TASK       tasks of EleutherAI's lm-eval instead
 
@@ -64,7 +65,7 @@ def main(args: list[str]) -> None:
     run = open_ensemble(options, out, rest) if several else Run.open(path, rest, step=options.step)
     # first, so that what it lacks is said before a long evaluation
     explained = None if options.explanations is None else explanations(run, options.explanations)
-    evaluate(run, out, split=options.split, beside=beside)
+    evaluate(run, out, split=options.split, beside=beside, by=options.by)
     if explained is not None:
         folder = path if is_run(path) and not several else out
         write_json(folder / "explanations.json", explained)

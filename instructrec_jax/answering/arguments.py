@@ -154,6 +154,7 @@ def evaluate_parser(doc: str) -> argparse.ArgumentParser:
     add("--shots", type=whole_numbers, metavar="N,N", help="training examples of each label")
     add("--seeds", type=int, default=5, metavar="N", help="of --shots: draws of examples (default: 5)")
     add("--explanations", type=int, metavar="N", help="examples of data.validation to explain")
+    add("--by", nargs="+", default=[], metavar="FIELD", help="fields whose values are measured apart")
     return parser
 
 

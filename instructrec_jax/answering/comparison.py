@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from instructrec_jax.answering.ensembles import alone_of, shown
+from instructrec_jax.answering.grouping import columns_of, keep_groups, with_columns
 from instructrec_jax.answering.next_command import next_command
 from instructrec_jax.answering.ranker import (
     FusedRanker,
@@ -30,6 +31,8 @@ from instructrec_jax.evaluation.evaluator import (
     measured_on,
     score_row,
 )
+from instructrec_jax.evaluation.groups import Groups as Parts
+from instructrec_jax.evaluation.groups import group_metrics, groups_by
 from instructrec_jax.evaluation.mistakes import mistakes_of
 from instructrec_jax.evaluation.prompt_variants import format_sensitivity, reworded, sensitivity
 from instructrec_jax.evaluation.results import show_results
@@ -70,13 +73,21 @@ class Beside:
 
 
 def evaluate(
-    run: Run | str | Path, out: str | Path, *, split: Split = "test", beside: Beside | None = None
+    run: Run | str | Path,
+    out: str | Path,
+    *,
+    split: Split = "test",
+    beside: Beside | None = None,
+    by: Sequence[str] = (),
 ) -> list[ScoredRow]:
     """Scores a run on data.test or data.validation; writes evaluation.json and predictions.jsonl to `out`.
 
     Returns the rows of the table, the run's own first.
+
+    Args:
+      by: fields of the records whose values are also measured separately; see `evaluation.groups`.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
+    run = with_columns(run if isinstance(run, Run) else Run.open(run), split, by)
     beside, out = beside or Beside(), Path(out)
     with heartbeat("reading the data"):
         cases = run.data.cases(run.task, split)
@@ -84,6 +95,7 @@ def evaluate(
         other = "validation" if split == "test" else "test"
         raise ValueError(f"data.{split} lists no sources to evaluate on. Set it, or use --split {other}.")
     groups = run.data.case_groups(cases)
+    parts = groups_by(groups, by, partial(columns_of, run, split))
     tuned = "ensemble" if run.members else "tuned" if run.trained else "untuned"
     rows = [_scored(tuned, run.task, run.predictor, groups)]
     metric = run.config.evaluation.metric or run.task.metric
@@ -107,19 +119,41 @@ def evaluate(
         with heartbeat("reading the training data for the baselines"):
             train = run.data.train(run.task)
         rows += _baselines(run.task, train, groups)
-    chose = run.trained and run.step is None and run.config.evaluation.every > 0
-    shown_as = measured_on(split, chose_checkpoint=chose)
-    greater = greater_is_better(run.task, metric)
-    said = show_results(
-        out, rows, [], metric=metric, tuned=tuned, measured_on=shown_as, greater=greater, more="evaluation.json"
-    )
+    said = _shown(run, out, split, rows, metric, parts)
     if asked:
-        found = sensitivity(asked, metric, greater=greater)
+        found = sensitivity(asked, metric, greater=greater_is_better(run.task, metric))
         once(lambda: write_json(out / "wordings.json", found))
         say("\n" + format_sensitivity(found), sys.stdout)
     send(run.path)
     say(f"\nwritten: {out}\n\n{said}\nNext         {next_command(run, cases)}", sys.stdout)
     return rows
+
+
+def _shown(
+    run: Run, out: Path, split: Split, rows: Sequence[ScoredRow], metric: str, parts: Mapping[str, Mapping[str, Parts]]
+) -> str:
+    """Writes and prints the table with the groups, which the run's report then has, too; returns the headline."""
+    with heartbeat("computing metrics by group"):
+        groups = group_metrics(run.task, rows[0].scores, parts, metric, rows[0].name)
+    said = show_results(
+        out,
+        rows,
+        [],
+        metric=metric,
+        tuned=rows[0].name,
+        measured_on=measured_on(split, chose_checkpoint=_chose(run)),
+        greater=greater_is_better(run.task, metric),
+        more="evaluation.json",
+        groups=groups,
+    )
+    if groups:
+        once(lambda: keep_groups(out, run.path if run.trained else out))
+    return said
+
+
+def _chose(run: Run) -> bool:
+    """Whether the validation cases chose the checkpoint in use."""
+    return run.trained and run.step is None and run.config.evaluation.every > 0
 
 
 def compare_before_and_after(

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from instructrec_jax.data.column_names import advice as advice_on
 from instructrec_jax.data.example import BadExample, check_text, show, suggest
 
+KEPT = "column "  # before the names of kept columns in Example.origin, where the other names have meanings
+
 
 def missing_column(name: str, column: str, there: list[str]) -> BadExample:
     names = ", ".join(str(c) for c in there[:30]) + (", ..." if len(there) > 30 else "")
@@ -56,6 +58,16 @@ def record_id(value: object) -> str:
     except BadExample as error:
         hint = "To leave the column out, set fields.id to null."
         raise BadExample("id", error.reason, f"{error.detail} {hint}") from None
+
+
+def kept_text(value: object, place: str) -> str:
+    """A value of any type as text, for groups of examples with the same one; "" if it is blank."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    try:
+        return record_id(value).strip()
+    except BadExample as error:
+        raise BadExample(place, error.reason, error.detail.partition(" To leave")[0]) from None
 
 
 def own_words(listed: object) -> tuple[str, ...]:

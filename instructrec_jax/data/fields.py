@@ -28,7 +28,16 @@ from instructrec_jax.data.example import (
     read_tools,
     show,
 )
-from instructrec_jax.data.field_values import as_number, id_text, missing_column, origin_of, own_words, record_id
+from instructrec_jax.data.field_values import (
+    KEPT,
+    as_number,
+    id_text,
+    kept_text,
+    missing_column,
+    origin_of,
+    own_words,
+    record_id,
+)
 from instructrec_jax.data.labels import Labels, chosen, named
 from instructrec_jax.data.media.picture import Picture
 from instructrec_jax.data.media.picture_references import NO_FILES, PictureFolder, read_sounds, row_pictures
@@ -68,6 +77,7 @@ class FieldsConfig:
     system: str | None = "system"  # System prompt: a column, a template, or "=a fixed text".
     tools: str | None = "tools"  # Column with the tools that the assistant may call: a list of JSON schemas.
     ignore: list[str] = field(default_factory=list)  # Columns to leave out, and keys of messages: messages.weight.
+    keep: list[str] = field(default_factory=list)  # Columns that no task reads, for groups: see `evaluate --by`.
     candidates: str | None = "candidates"  # Ids or texts to choose from: a list, or text (see separator; else one).
     history: str | None = "history"  # Ids of items seen, oldest first: list or text (see separator); or earlier turns.
     task: str | None = "task"  # Task name, unless the source sets one.
@@ -189,7 +199,7 @@ class FieldMapper:
         named = {column for recipe in self.recipes.values() if recipe for column in recipe.columns}
         named |= {self._candidate_labels()} - {""}
         named |= {_IMAGES} if fields.image == "image" and _IMAGES not in fields.ignore else set()
-        self.used = named | {column.split(".")[0] for column in named}
+        self.used = named | {column.split(".")[0] for column in [*named, *fields.keep]} | set(fields.keep)
         self.ignored = check_ignored(fields.ignore, named) | {name for name, value in values.items() if value is None}
         self.ignored_keys = frozenset(
             name.removeprefix("messages.") for name in self.ignored if name.startswith("messages.")
@@ -247,7 +257,7 @@ class FieldMapper:
             history=() if is_dialogue(history) else self._ids("history", history),
             task=own,
             id=record_id(value("id")),
-            origin=origin_of(value("origin"), self.fields.origin or ""),
+            origin=origin_of(value("origin"), self.fields.origin or "") | self._kept(row),
             system=self._text("system", value("system"), True),
             tools=tools,
             words=own_words(listed) if isinstance(output, list | tuple) else (),
@@ -260,6 +270,11 @@ class FieldMapper:
         if self.labels is not None:
             check_labels(example, self.labels.names)
         return example if self.mask is None else self.mask(example)
+
+    def _kept(self, row: Mapping[str, object]) -> dict[str, str]:
+        """The columns of `fields.keep` that the row has, under names of their own in its origin."""
+        found = {KEPT + name: look_up(row, name) for name in self.fields.keep}
+        return {key: said for key, cell in found.items() if cell is not _MISSING and (said := kept_text(cell, key))}
 
     def _may_lack(self, output: object, messages: Sequence[Message]) -> bool:
         if self.optional_output and (output is None or isinstance(output, str) and not output.strip()):

@@ -95,7 +95,7 @@ def table(rows: Sequence[ScoredRow], *, tuned: str, protocol: str, metric: str, 
     """
     by_name = {row.name: row for row in rows}
     shown = by_name.get(tuned, rows[0])
-    bootstrap = _Bootstrap()
+    bootstrap = Bootstrap()
     reports = [f"{segment}\n{scores.report}".strip() for segment, scores in shown.scores.items() if scores.report]
     return {
         "split": measured_on,
@@ -131,7 +131,7 @@ def _values(row: ScoredRow) -> dict[str, float | None]:
     return {_label(m, s): v for s, scores in row.scores.items() for m, v in scores.metrics.items()}
 
 
-class _Bootstrap:
+class Bootstrap:
     """95% bootstrap intervals of metrics and of paired differences; each corpus metric is resampled once."""
 
     def __init__(self) -> None:
@@ -170,7 +170,7 @@ class _Bootstrap:
         return self.resamples[key]
 
 
-def _differences(rows: Sequence[ScoredRow], tuned: ScoredRow, metric: str, bootstrap: _Bootstrap) -> list[Difference]:
+def _differences(rows: Sequence[ScoredRow], tuned: ScoredRow, metric: str, bootstrap: Bootstrap) -> list[Difference]:
     """Paired differences of the tuned model and every other row, on `metric` and on `Scores.compared`."""
     differences: list[Difference] = []
     for other in (row for row in rows if row.name != tuned.name):
@@ -188,12 +188,12 @@ def _subgroups(rows: Sequence[ScoredRow], shown: ScoredRow, segment: str, metric
     """The metric on each subgroup of the cases: every row's mean, and the interval of the row `shown`."""
     subgroups: list[Segment] = []
     for name, inside in shown.scores[segment].segments.items():
-        own = _on(shown.scores[segment], metric, inside)
-        interval = _Bootstrap().interval(own, metric, n=2000)
+        own = on_cases(shown.scores[segment], metric, inside)
+        interval = Bootstrap().interval(own, metric, n=2000)
         if interval is None:
             continue
         axis, place = shown.scores[segment].places.get(name, ("", ""))
-        values = {row.name: _on(row.scores[segment], metric, inside).metrics.get(metric) for row in rows}
+        values = {row.name: on_cases(row.scores[segment], metric, inside).metrics.get(metric) for row in rows}
         subgroups.append(
             {
                 "name": _label(name, segment),
@@ -211,8 +211,8 @@ def _subgroups(rows: Sequence[ScoredRow], shown: ScoredRow, segment: str, metric
     return subgroups
 
 
-def _on(scores: Scores, metric: str, inside: np.ndarray) -> Scores:
-    """One metric on the cases with the numbers `inside`; no metric where none of these cases has a value."""
+def on_cases(scores: Scores, metric: str, inside: np.ndarray) -> Scores:
+    """One metric on the cases with the numbers `inside`, int64 [cases]; no metric where none of these has a value."""
     owners = {name: of_each[inside] for name, of_each in scores.owners.items() if name == metric}
     if metric in scores.cases:
         values = scores.cases[metric][inside]

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -23,6 +23,7 @@ from instructrec_jax.evaluation.tables import (
     SUBGROUP_HEADING,
     Difference,
     Evaluation,
+    Group,
     Row,
     Segment,
     ShownExample,
@@ -41,6 +42,16 @@ from instructrec_jax.files import read_json, read_jsonl, write_text
 from instructrec_jax.training.tracking import TIMING_FIELDS, read_metrics
 
 T = TypeVar("T")
+
+GROUPS = "groups.json"
+
+
+class KeptGroups(TypedDict):
+    """groups.json: what `evaluate --by` measured last; see `tables.Group`."""
+
+    split: str
+    groups: list[Group]
+
 
 MetricRows = Sequence[Mapping[str, object]]  # of metrics.jsonl
 
@@ -87,6 +98,7 @@ def write_report(run_dir: str | Path) -> Path:
             charts=Markup(drawn),
             facts=summary.get("facts") or {},
             skipped=_skipped(_jsonl(run_dir / "skipped.jsonl", Skipped)),
+            by_group=_by_group(_json(run_dir / GROUPS, KeptGroups)),
             explained=_json(run_dir / "explanations.json", Explanations),
             examples=_json(run_dir / "examples.json", list[ShownExample]) or [],
             settings=config.read_text(encoding="utf-8", errors="replace") if config.exists() else "",
@@ -213,6 +225,27 @@ def _best_rows(segments: Sequence[Segment], names: Sequence[str]) -> list[str]:
 
 def _best_value(part: Segment) -> float | None:
     return max((value for who in part["values"] if (value := value_of(part, who)) is not None), default=None)
+
+
+def _by_group(kept: KeptGroups | None) -> dict[str, object] | None:
+    """The tables of groups: those of the first metric, and those of the others."""
+    if kept is None or not kept["groups"]:
+        return None
+    made = [
+        {
+            "title": title,
+            "metric": rows[0]["metric"],
+            "rows": [[row["value"], *tables.group_cells(row)] for row in rows],
+        }
+        for title, rows in tables.group_tables(kept["groups"])
+    ]
+    first = kept["groups"][0]["metric"]
+    return {
+        "heading": heading(kept["split"]),
+        "columns": tables.GROUP_COLUMNS,
+        "first": [each for each in made if each["metric"] == first],
+        "others": [each for each in made if each["metric"] != first],
+    }
 
 
 def _skipped(rows: Sequence[Skipped]) -> dict[str, object] | None:

@@ -10,7 +10,7 @@ from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.launch import is_first
 from instructrec_jax.evaluation.evaluator import MeasuredOn, ScoredRow, table
 from instructrec_jax.evaluation.headline import headline
-from instructrec_jax.evaluation.tables import Evaluation, Mistake, format_examples, format_table
+from instructrec_jax.evaluation.tables import Evaluation, Group, Mistake, format_examples, format_table
 from instructrec_jax.files import write_json, write_jsonl
 from instructrec_jax.tasks.answers import Shown
 from instructrec_jax.tasks.scores import Scores
@@ -71,6 +71,7 @@ def show_results(
     tuned: str = "after tuning",
     more: str = "report.html",
     mistakes: Sequence[Mistake] = (),
+    groups: Sequence[Group] = (),
 ) -> str:
     """Writes evaluation.json, predictions.jsonl and examples.json into `folder`; prints the table and the examples.
 
@@ -81,7 +82,7 @@ def show_results(
       more: the file in `folder` that has all of a list that is too long for the terminal.
       measured_on: the split, as the headings of table and report name it.
       tuned: name of the row whose predictions are written and that every other row is compared with.
-      mistakes: of that row, for the report.
+      mistakes, groups: of that row; see `mistakes.mistakes_of` and `groups.group_metrics`.
     """
     with heartbeat("computing intervals and paired differences"):
         results = results_of(rows, metric=metric, measured_on=measured_on, tuned=tuned)
@@ -97,6 +98,8 @@ def show_results(
     )
     if not is_first():
         return said
+    if groups:
+        results.evaluation["groups"] = list(groups)
     shown_mistakes: Evaluation = {"mistakes": list(mistakes)} if mistakes else {}
     write_json(folder / "evaluation.json", {**results.evaluation, **shown_mistakes})
     write_jsonl(folder / "predictions.jsonl", results.predictions)

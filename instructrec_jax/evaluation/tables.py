@@ -3,7 +3,7 @@
 import math
 import re
 import textwrap
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby, zip_longest
 from typing import NotRequired, TypedDict
 
@@ -11,7 +11,8 @@ from instructrec_jax.evaluation.layout import aligned, fits, fitted, text_width
 from instructrec_jax.tasks.answers import Shown, ShownPicture
 
 LOWER_IS_BETTER = {"loss", "mse", "rmse", "mae", "perplexity", "error", "brier", "ece", "wer", "cer", "gini"}
-SEGMENTS_AS_TEXT = DIFFERENCES_AS_TEXT = 8  # longer lists are in the report
+SEGMENTS_AS_TEXT = DIFFERENCES_AS_TEXT = GROUPS_AS_TEXT = 8  # longer lists are in the report
+GROUP_COLUMNS = ("cases", "value", "95% interval", "gap", "95% interval")
 NARROW = 76  # columns below which verdicts are one word
 TIE = "no difference"
 PAIRED_HEADING = "Paired differences (95% bootstrap)"
@@ -56,6 +57,30 @@ class Segment(TypedDict):
     high: float | None
 
 
+class Group(TypedDict):
+    """The cases with one value of a field (see `groups`): the metric of the row `shown`, and the gap to all others.
+
+    Attributes:
+      among: the segment of the cases; "": all.
+      cases: with a value of the metric.
+      mean, low, high: on these cases, with the 95% interval.
+      gap, gap_low, gap_high: the same minus that on the other cases, with its 95% interval.
+    """
+
+    field: str
+    value: str
+    among: str
+    cases: int
+    metric: str
+    shown: str
+    mean: float | None
+    low: float | None
+    high: float | None
+    gap: float | None
+    gap_low: float | None
+    gap_high: float | None
+
+
 class Mistake(TypedDict):
     """A wrong answer that several cases got, and the pictures of some of these; see `mistakes.mistakes_of`."""
 
@@ -76,6 +101,7 @@ class Evaluation(TypedDict):
     rows: NotRequired[list[Row] | None]
     differences: NotRequired[list[Difference] | None]
     segments: NotRequired[list[Segment] | None]
+    groups: NotRequired[list[Group] | None]
     report: NotRequired[str | None]
     charts: NotRequired[dict[str, dict[str, object]] | None]
     mistakes: NotRequired[list[Mistake] | None]
@@ -129,7 +155,7 @@ def format_table(evaluation: Evaluation, *, width: int | None = None, more: str 
         baseline has no values}], with 95% intervals;
         "differences": [{"name", "metric", "mean", "low", "high"}], paired, with 95% intervals;
         "segments": [{"name", "cases", "metric", "values": {row: number}, "shown": row, "low", "high"}], subgroups of
-        the cases with the interval of the row "shown".
+        the cases with the interval of the row "shown"; "groups": see `Group`; those of the first metric are shown.
       width: characters of a line; None: those of the terminal. A table that is wider has its columns stacked.
       more: where the rest of long lists is.
 
@@ -154,6 +180,7 @@ def format_table(evaluation: Evaluation, *, width: int | None = None, more: str 
     lines += [wrapped(f"{row['name']}: {row['note']}", "", "  ", width) for row in rows if row.get("note")]
     lines += _difference_lines(evaluation.get("differences") or [], width, more)
     lines += _subgroup_lines(evaluation.get("segments") or [], width, more)
+    lines += _group_lines(evaluation.get("groups") or [], width, more)
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -267,6 +294,39 @@ def _subgroup_lines(segments: Sequence[Segment], width: int, more: str) -> list[
     ]
     lines = fitted([head, *table], width, [3])
     return ["", wrapped(title, "", "  ", width), *lines]
+
+
+def _group_lines(groups: Sequence[Group], width: int, more: str) -> list[str]:
+    """A table for each field, of the first metric; all metrics are in the file `more`."""
+    lines: list[str] = []
+    for title, rows in group_tables(groups):
+        if rows[0]["metric"] != groups[0]["metric"]:
+            continue
+        table = [["", *GROUP_COLUMNS], *([clean(part["value"]), *group_cells(part)] for part in rows[:GROUPS_AS_TEXT])]
+        lines += ["", wrapped(title, "", "  ", width), *fitted(table, width, [3, 2])]
+        if hidden := len(rows) - GROUPS_AS_TEXT:
+            lines += [f"{hidden} more in {more}"] if hidden > 0 else []
+    return lines
+
+
+def group_tables(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
+    """(title, rows) of each table of groups: those of one metric, field and segment."""
+    tables: dict[str, list[Group]] = {}
+    for part in groups:
+        among = f", {part['among']}" if part["among"] else ""
+        title = f"By {part['field']}: {part['metric']}{among} of {part['shown']}, and the gap to all other cases"
+        tables.setdefault(title, []).append(part)
+    return list(tables.items())
+
+
+def group_cells(part: Group) -> list[str]:
+    """The cells under `GROUP_COLUMNS`."""
+
+    def interval(low: object, high: object, form: Callable[[object], str]) -> str:
+        return "–" if finite(low) is None else f"[{form(low)}, {form(high)}]"
+
+    mean, gap = interval(part["low"], part["high"], digits), interval(part["gap_low"], part["gap_high"], signed)
+    return [f"{part['cases']:,}", digits(part["mean"]), mean, signed(part["gap"]), gap]
 
 
 def heading(split: str) -> str:

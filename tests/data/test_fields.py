@@ -321,3 +321,24 @@ def test_nested_instances_are_read_by_dotted_paths():
     fields = FieldsConfig(input="instances.0.input", output="instances.0.output")
     row = {"instruction": "a", "instances": [{"input": "", "output": "b"}]}
     assert FieldMapper(fields)(row) == Example(instruction="a", output="b")
+
+
+def test_kept_columns_lie_in_the_origin_under_names_of_their_own():
+    fields = FieldsConfig(keep=["gender", "user", "meta.age", "origin"], ignore=["gender"])
+    row = {
+        "instruction": "a",
+        "output": "b",
+        "gender": "  女 ",
+        "user": 7.0,
+        "meta": {"age": True},
+        "origin": {"user": "u"},
+    }
+    mapper = FieldMapper(fields)
+    found = mapper(row).origin
+    assert found == {"user": "u", "column gender": "女", "column user": "7", "column meta.age": "true",
+                     "column origin": '{"user": "u"}'}  # fmt: skip
+    assert mapper.unread(row) == [] and mapper.columns() >= {"gender", "user", "meta", "meta.age"}
+    for blank in (None, "", " ", float("nan")):
+        assert mapper({"instruction": "a", "output": "b", "gender": blank}).origin == {}
+    with pytest.raises(BadExample, match="column gender.*NUL"):
+        mapper({"instruction": "a", "output": "b", "gender": "a\x00"})

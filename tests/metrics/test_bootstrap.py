@@ -12,6 +12,7 @@ from instructrec_jax.metrics.bootstrap import (
     paired_bootstrap,
     percentile_interval,
     resampled,
+    two_sample_bootstrap,
 )
 from instructrec_jax.metrics.ranking import ndcg
 
@@ -131,3 +132,24 @@ def test_memory_is_that_of_a_block(distinct: int, owned: bool) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 30e6 and low < mean < high  # all resamples: 32 MB of counts, 320 MB of cases
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_two_sample_bootstrap_is_that_of_a_loop(shared: bool) -> None:
+    """Owners of several cases, or none: each side is drawn by itself."""
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(1, 1, 40), rng.normal(0, 2, 90)
+    owners = (np.repeat(np.arange(10), 4), np.repeat(np.arange(30), 3)) if shared else (None, None)
+    gap, low, high = two_sample_bootstrap(a, b, owners=owners, n=20_000)
+    assert gap == pytest.approx(a.mean() - b.mean())
+
+    def drawn(sample: np.ndarray, own: np.ndarray | None) -> float:
+        groups = [sample[own == name] for name in np.unique(own)] if own is not None else list(sample[:, None])
+        return float(np.concatenate([groups[n] for n in rng.integers(0, len(groups), len(groups))]).mean())
+
+    means = [drawn(a, owners[0]) - drawn(b, owners[1]) for _ in range(4000)]
+    np.testing.assert_allclose([low, high], np.quantile(means, [0.025, 0.975]), atol=0.04)
+    with pytest.raises(ValueError, match="at least one case"):
+        two_sample_bootstrap(a, [])
+    with pytest.raises(ValueError, match="not finite"):
+        two_sample_bootstrap(a, [np.nan])

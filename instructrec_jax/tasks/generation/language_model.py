@@ -38,6 +38,7 @@ from instructrec_jax.data.prompts import (
     written,
 )
 from instructrec_jax.inference.generation_config import GenerationConfig
+from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.tasks.answers import Answer, TextAnswer
 from instructrec_jax.tasks.averaging import Judged, OutputKind
 from instructrec_jax.tasks.base import (
@@ -458,7 +459,7 @@ def _scores(
     """Loss (nats per token), perplexity and token accuracy; with several tasks, loss and accuracy also per task.
 
     All tokens have equal weight: the case value of "loss" is an example's total loss over the mean number of tokens per
-    example, so that the mean over cases is the metric.
+    example, so that the mean over cases is the metric; of some of the cases alone, it is that of their own tokens.
 
     Args:
       tokens: int64 [examples], supervised tokens.
@@ -479,7 +480,9 @@ def _scores(
     names = sorted(set(tasks.tolist()))
     for name in names if len(names) > 1 else []:
         result |= metrics(tasks == name, f" ({name or 'no task'})")
-    scores = Scores(result, {"loss": totals / tokens.mean()}, Mapped(_record, encoded, totals, tokens))
+    of_some = CorpusMetric(lambda some: float(totals[some].sum() / tokens[some].sum()), len(tokens))
+    cases, records = {"loss": totals / tokens.mean()}, Mapped(_record, encoded, totals, tokens)
+    scores = Scores(result, cases, records, corpus={"loss": of_some})
     return scores.owned_by(owners_of(examples_of(encoded)))
 
 

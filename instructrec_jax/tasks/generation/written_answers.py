@@ -176,6 +176,7 @@ class WritingTask(LanguageModelTask):
             predictions=Mapped(lambda record, said: record | said.to_record(), found.predictions, answers),
             metrics=found.metrics | known.metrics,
             cases=known.cases | found.cases,
+            corpus={**known.corpus, **found.corpus},
             owners={**known.owners, **found.owners},
             protocol=f"generated with {way}, at most {self.config.max_new_tokens} tokens; {found.protocol}",
         )
