@@ -20,6 +20,7 @@ VERBS = (
     "export",
     "compress",
     "explain",
+    "report",
     "plan",
     "assist",
     "watch",

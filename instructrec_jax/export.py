@@ -9,7 +9,8 @@
     --format stablehlo   any encoder or decoder, for programs with jax and numpy only
 
 An hf folder opens in transformers, with the head where HuggingFace has that head. A retrieval or similarity model opens
-in sentence-transformers, with the same vectors. FOLDER/README.md says what opens the folder.
+in sentence-transformers, with the same vectors. FOLDER/README.md says what opens the folder,
+and has the run's model card (report --card).
 """
 
 from instructrec_jax.answering.arguments import export_parser, parse_options
@@ -23,10 +24,9 @@ from instructrec_jax.runs.config import main_guard
 def main(args: list[str]) -> None:
     options = parse_options(export_parser(__doc__), args)
     with heartbeat(f"writing {options.out}"):
-        export(
+        uses = export(
             options.run, options.out, format=options.format, step=options.step, dtype=options.dtype, part=options.part
         )
-    _, _, *uses = (options.out / "README.md").read_text(encoding="utf-8").strip().split("\n\n")
     print("\n".join([f"written: {options.out}", *(wrapped(use, "", "  ", text_width()) for use in uses)]))
 
 

@@ -51,6 +51,7 @@ from instructrec_jax.runs.model import (
     prepare_data,
     weights_folder,
 )
+from instructrec_jax.runs.provenance import provenance
 from instructrec_jax.runs.run import Run
 from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.runs.summary import flops_and_peak, introduction, summarize
@@ -131,6 +132,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
     keep_teachers(config, run_dir)
     summary = summarize(setup, data)
     about = introduction(config, setup.model.source.config.model_type)
+    about |= provenance(config, folder, sources.counts, mesh.devices.size)
     once(lambda: write_json(run_dir / "summary.json", {**about, "facts": summary}))
     say("\n".join(wrapped(value, f"{name:>14}  ", " " * 16, text_width()) for name, value in summary.items()))
 

@@ -25,6 +25,7 @@ from instructrec_jax.answering.formats.other_runtimes import (
     stored_codes,
     write_compressed_tensors,
 )
+from instructrec_jax.answering.model_card import CARD, readme
 from instructrec_jax.backbones import image_tokenizer
 from instructrec_jax.backbones.folder import family_of, find_folder
 from instructrec_jax.backbones.sentence_vectors import write_sentence_modules
@@ -54,8 +55,10 @@ def export(
     step: int | None = None,
     dtype: str | None = None,
     part: str | None = None,
-) -> None:
-    """Writes a run's best checkpoint (or that of `step`) to the new folder `out`; its README.md says what opens it.
+) -> list[str]:
+    """Writes a run's best checkpoint (or that of `step`) to the new folder `out`; returns what opens it, in sentences.
+
+    README.md in `out` has these, and the run's model_card.md where there is one.
 
     Args:
       run: a run directory; for the files of other runtimes also a HuggingFace folder or a .gguf file.
@@ -86,8 +89,9 @@ def export(
         else:
             made, uses = write_run(run, partial, out, format, step, dtype, part)
         note = f"Exported by instructrec_jax {version('instructrec_jax')} from {made}."
-        write_text(partial / "README.md", "\n\n".join([f"# {out.name}", note, *uses]) + "\n")
+        write_text(partial / "README.md", readme(out.name, note, uses, run / CARD))
         partial.rename(out)
+        return uses
     except SafetensorError as error:  # not an OSError, even where the disk is full
         raise OSError(f"{out} cannot be written: {error}. The partial folder is removed; free some space.") from error
     finally:

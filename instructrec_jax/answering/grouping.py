@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from instructrec_jax.data.data_config import Split
 from instructrec_jax.data.rows import find_files, open_files
@@ -23,7 +24,8 @@ def with_columns(run: Run, split: Split, names: Sequence[str]) -> Run:
         kept = list(dict.fromkeys([*source.fields.keep, *names]))
         return replace(source, fields=replace(source.fields, keep=kept))
 
-    data = replace(run.config.data, **{split: [keeping(each) for each in getattr(run.config.data, split)]})
+    sources: dict[str, Any] = {split: [keeping(each) for each in getattr(run.config.data, split)]}
+    data = replace(run.config.data, **sources)
     return replace(run, data=RunData(replace(run.config, data=data)))
 
 

@@ -129,7 +129,7 @@ def find_folder(path_or_hub_id: str | os.PathLike[str]) -> Path:
         )
     import huggingface_hub
 
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*/config.json"]
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*/config.json", "README.md"]
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as error:

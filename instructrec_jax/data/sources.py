@@ -71,6 +71,7 @@ class SourceConfig:
     task: str = ""  # Task name of all examples; empty: each record's own.
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # data.train and data.unlabeled only: changed copies.
     weight: float | None = None  # Share in a mixture, relative to the others; null: by number of examples.
+    license: str = ""  # License of the source, for the model card; empty: that of README.md beside it, if stated.
 
 
 class RowSource(StoredExamples):

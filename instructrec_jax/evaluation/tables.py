@@ -136,7 +136,26 @@ class Skipped(TypedDict):
     reason: NotRequired[str]
 
 
-class Summary(TypedDict):
+class TrainedOn(TypedDict):
+    """A source of the data. `examples`: None: of a stream, or not counted; `license`, `language`: []: not stated."""
+
+    split: str
+    name: str
+    path: str
+    examples: int | None
+    license: list[str]
+    language: list[str]
+
+
+class Provenance(TypedDict):
+    """Where a run comes from, see `runs.provenance`."""
+
+    sources: NotRequired[list[TrainedOn]]
+    backbone_license: NotRequired[list[str]]
+    device_count: NotRequired[int]
+
+
+class Summary(Provenance):
     """summary.json."""
 
     title: NotRequired[str | None]

@@ -107,6 +107,14 @@ class RunData:
         unreadable = [row for source in self._opened.values() for row in source.skipped]
         return [*unreadable, *self._unusable.values()]
 
+    @property
+    def counts(self) -> dict[Sources, list[int | None]]:
+        """The number of examples of each source of the opened splits; None: of a stream."""
+        return {
+            split: list(map(len, source.sources)) if isinstance(source, Mixture) else [None]
+            for split, source in self._opened.items()
+        }
+
     def _storage(self, split: Sources) -> Storage:
         """Evaluations read all cases in every process; a batch of training is divided between them."""
         return Storage(self.config.data.store, self.config.data.workers, divided=split == "train")

@@ -59,6 +59,7 @@ LEFT_BY_RUNS = (
     *(".lock", "run.json"),
     *("config.yaml", "summary.json", "metrics.jsonl", "skipped.jsonl", "report.html", "wandb_id.txt"),
     *("evaluation.json", "predictions.jsonl", "examples.json", FOLDER),
+    *("groups.json", "model_card.md"),
     *("backbone", "checkpoints", "tensorboard", "wandb", "evaluation", "profile"),
 )
 BEGINNING = LEFT_BY_RUNS[:2]  # allowed in a folder without config.yaml, beside temporary files and given examples

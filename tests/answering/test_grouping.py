@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +42,7 @@ def test_a_plain_column_becomes_groups(run: Config, tmp_path: Path, capsys: pyte
     evaluate.main([run.run_dir, "--out", str(tmp_path), "--no_baselines", "--by", "gender", "age"])
     said = capsys.readouterr().out
     assert "By gender: macro_f1 of tuned, and the gap to all other cases" in said and "By age: macro_f1" in said
-    evaluation = read_json(tmp_path / "evaluation.json", dict[str, Any])
+    evaluation = read_json(tmp_path / "evaluation.json")
     predictions = read_jsonl(tmp_path / "predictions.jsonl")
     right = np.array([row["reference"] == row["prediction"] for row in predictions])
     gender = np.array([row["gender"] for row in read_jsonl(run.data.test[0].path)])
@@ -53,7 +52,7 @@ def test_a_plain_column_becomes_groups(run: Config, tmp_path: Path, capsys: pyte
         own = gender == part["value"]
         assert part["cases"] == own.sum() and part["mean"] == pytest.approx(right[own].mean(), abs=1e-6)
         assert part["gap"] == pytest.approx(right[own].mean() - right[~own].mean(), abs=1e-6)
-    kept = read_json(Path(run.run_dir) / "groups.json", dict[str, Any])
+    kept = read_json(Path(run.run_dir) / "groups.json")
     assert kept == {"split": "test", "groups": evaluation["groups"]}
     page = (Path(run.run_dir) / "report.html").read_text(encoding="utf-8")
     assert "<h2>Groups</h2>" in page and "&lt;b&gt;|m" in page and "<b>|m" not in page
@@ -63,7 +62,7 @@ def test_groups_leave_the_table_as_it_is(run: Config, tmp_path: Path) -> None:
     """Also where the column's name would make its values owners of the cases."""
     evaluate.main([run.run_dir, "--out", str(tmp_path / "plain"), "--no_baselines"])
     evaluate.main([run.run_dir, "--out", str(tmp_path / "by"), "--no_baselines", "--by", "gender"])
-    rows = [read_json(tmp_path / name / "evaluation.json", dict[str, Any])["rows"] for name in ("plain", "by")]
+    rows = [read_json(tmp_path / name / "evaluation.json")["rows"] for name in ("plain", "by")]
     assert rows[0] == rows[1]
 
 
@@ -84,7 +83,7 @@ def test_the_loss_of_a_group_is_that_of_its_own_tokens(language_models: dict[str
     tokens = np.array([row["tokens"] for row in rows])
     totals = tokens * -np.array([row["mean_log_probability"] for row in rows])
     gender = np.array([row["gender"] for row in read_jsonl(tmp_path / "test.jsonl")])
-    groups = read_json(tmp_path / "out" / "evaluation.json", dict[str, Any])["groups"]
+    groups = read_json(tmp_path / "out" / "evaluation.json")["groups"]
     for part in (part for part in groups if part["metric"] == "loss"):
         own = gender == part["value"]
         assert part["mean"] == pytest.approx(totals[own].sum() / tokens[own].sum(), rel=1e-5)
