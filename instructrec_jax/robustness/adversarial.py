@@ -1,8 +1,8 @@
 """Adversarial search: the fewest swaps of words that make a right answer wrong, within bounds and a budget.
 
 Greedy, word by word, in the order of the words' importance by leaving them out (occlusion); a word becomes the synonym
-that lowers the probability of the right answer most, or a misspelling of itself where it has no synonym. As in TextFooler
-(Jin et al., 2020, "Is BERT Really Robust?"), without its part-of-speech filter.
+that lowers the probability of the right answer most, or a misspelling of itself where it has no synonym. As in
+TextFooler (Jin et al., 2020, "Is BERT Really Robust?"), without its part-of-speech filter.
 """
 
 from collections.abc import Sequence

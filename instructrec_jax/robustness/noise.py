@@ -23,9 +23,7 @@ _ALIKE_IN_CHINESE = (
 MISREAD = {
     **{"l": "1", "I": "l", "O": "0", "o": "0", "S": "5", "B": "8", "g": "9", "e": "c", "h": "b", "i": "l"},
     **{"m": "rn", "w": "vv", "d": "cl", "u": "v", "a": "o", "Z": "2", "t": "f", "n": "ri"},
-    **{
-        pair[0]: pair[1] ** {pair[0]: pair[1] for pair in _ALIKE_IN_CHINESE.split()},
-    },
+    **{pair[0]: pair[1] for pair in _ALIKE_IN_CHINESE.split()},
 }
 # Cyrillic letters that look like Latin ones (Unicode Technical Standard 39, confusables.txt).
 CYRILLIC = dict(zip("aceijopsxyABCEHIJKMOPSTX", "асеіјорѕхуАВСЕНІЈКМОРЅТХ", strict=True))
