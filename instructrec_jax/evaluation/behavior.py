@@ -13,7 +13,7 @@ class FailedCase(TypedDict):
     answer_after: str
 
 
-class TestedBehavior(TypedDict):
+class BehaviorResult(TypedDict):
     """A test.
 
     Attributes:
@@ -85,6 +85,6 @@ class Behavior(TypedDict):
     split: str
     seed: int
     examples: int
-    tests: list[TestedBehavior]
+    tests: list[BehaviorResult]
     left_out: list[LeftOut]
     adversarial: NotRequired[Attacked]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from instructrec_jax.answering.records import read_records
 from instructrec_jax.data.example import BadExample, Example
-from instructrec_jax.evaluation.behavior import Behavior, FailedCase, LeftOut, TestedBehavior
+from instructrec_jax.evaluation.behavior import Behavior, FailedCase, LeftOut, BehaviorResult
 from instructrec_jax.files import write_text
 from instructrec_jax.parsing import text_lines
 from instructrec_jax.robustness.expectations import (
@@ -88,13 +88,11 @@ def _exported(examiner: Examiner, path: Path, limit: float | None) -> Behavior:
         if isinstance(record, Exception):
             raise record
         rows.append(_row(record, base, f"{path}:{number}"))
-    if not rows:
-        raise ValueError(f"{path} has no rows.")
     answers, why = examiner.ask([row.example for row in rows])
     tests: dict[str, dict[str, list[tuple[Row, Answer | None]]]] = {}
     for row, answer in zip(rows, answers, strict=True):
         tests.setdefault(row.test, {}).setdefault(row.case, []).append((row, answer))
-    results: list[TestedBehavior] = []
+    results: list[BehaviorResult] = []
     left_out: list[LeftOut] = []
     for name, cases in tests.items():
         try:
@@ -142,7 +140,7 @@ def _example(record: Mapping[str, object], base: Example, where: str) -> Example
     return replace(placed(base, given).example, id=where, where=where)
 
 
-def _judged(name: str, cases: Sequence[Sequence[tuple[Row, Answer | None]]], limit: float | None) -> TestedBehavior:
+def _judged(name: str, cases: Sequence[Sequence[tuple[Row, Answer | None]]], limit: float | None) -> BehaviorResult:
     """As CheckList counts: a case fails if one of its texts does. Cases with an unread text are no cases."""
     read = [[(row, answer) for row, answer in case if answer is not None] for case in cases]
     whole = [own for own, case in zip(read, cases, strict=True) if own and len(own) == len(case)]

@@ -18,7 +18,7 @@ from instructrec_jax.data.data_config import Split
 from instructrec_jax.data.example import BadExample, Example, Message, Output
 from instructrec_jax.data.prompts import render
 from instructrec_jax.distributed.heartbeat import heartbeat
-from instructrec_jax.evaluation.behavior import Behavior, FailedCase, LeftOut, TestedBehavior
+from instructrec_jax.evaluation.behavior import Behavior, FailedCase, LeftOut, BehaviorResult
 from instructrec_jax.robustness.expectations import Criterion, NotForThisRun, check_outputs, criterion, kind_of
 from instructrec_jax.robustness.lists import language_of
 from instructrec_jax.robustness.perturbations import World
@@ -139,7 +139,7 @@ class Asked:
     after: Sequence[Answer | None]
     why: Sequence[str]
 
-    def judged(self, limit: float | None) -> TestedBehavior:
+    def judged(self, limit: float | None) -> BehaviorResult:
         """The result. Raises NotForThisRun for a test whose labels or answers the run has not got."""
         test = self.test
         pairs = []
@@ -232,7 +232,7 @@ def counted(
     failures: int,
     limit: float | None,
     shown: list[FailedCase],
-) -> TestedBehavior:
+) -> BehaviorResult:
     """A test's result, with the rate of its failures."""
     rate, low, high = interval(failures, cases)
     return {
@@ -285,7 +285,7 @@ def behavior_of(examiner: Examiner, suite: Suite, limit: float | None = None) ->
             made.append((asked, *examiner.cases(asked, language, suite.seed)))
         except NotForThisRun as error:
             left(test, error)
-    results: list[TestedBehavior] = []
+    results: list[BehaviorResult] = []
     for each in answered(examiner, made):
         try:
             results.append(each.judged(suite.limit if limit is None else limit))

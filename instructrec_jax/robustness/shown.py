@@ -2,7 +2,7 @@
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import render
-from instructrec_jax.evaluation.behavior import Attacked, Behavior, FailedCase, TestedBehavior
+from instructrec_jax.evaluation.behavior import Attacked, Behavior, FailedCase, BehaviorResult
 from instructrec_jax.evaluation.layout import fitted, text_width
 from instructrec_jax.evaluation.tables import clean, wrapped
 from instructrec_jax.tasks.answers import (
@@ -76,7 +76,8 @@ def format_behavior(found: Behavior, *, width: int | None = None, more: str = "t
         lines.append(wrapped("Unchanged examples are no cases. ! over its limit; intervals: Wilson.", "", "  ", width))
     unread = sum(test["unread"] for test in found["tests"])
     if unread:
-        lines.append(f"{unread:,} changed examples could not be read (too long, or without text).")
+        said = f"{unread:,} changed examples could not be read (too long, or without text)."
+        lines.append(wrapped(said, "", "  ", width))
     lines += [wrapped(f"left out: {each['name']}: {each['why']}", "", "  ", width) for each in found["left_out"]]
     for test in found["tests"]:
         if test["failed"]:
@@ -90,7 +91,7 @@ def format_behavior(found: Behavior, *, width: int | None = None, more: str = "t
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _row(test: TestedBehavior) -> list[str]:
+def _row(test: BehaviorResult) -> list[str]:
     if test["rate"] is None:
         rate, bounds = "–", "–"
     else:

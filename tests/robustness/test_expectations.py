@@ -147,12 +147,24 @@ def test_certain_answers() -> None:
 @pytest.mark.parametrize(
     ("expect", "answer", "said"),
     [
-        (Expectation("probability", {"label": "x", "change": "up", "by": 0}), label("good"), "no label 'x': it has good"),
+        (
+            Expectation("probability", {"label": "x", "change": "up", "by": 0}),
+            label("good"),
+            "no label 'x': it has good",
+        ),
         (Expectation("output", {"value": "x"}), labels("a"), "no label 'x'"),
-        (Expectation("number", {"change": "up", "by": 0}), label("good"), "is for answers of the kind number, not label"),
+        (
+            Expectation("number", {"change": "up", "by": 0}),
+            label("good"),
+            "is for answers of the kind number, not label",
+        ),
         (Expectation("contains", {"value": "x"}), label("good"), "expect.contains is for answers that are texts"),
         (Expectation("same", {"f1": 0.5}), label("good"), "same.f1 is not for answers of the kind label: it takes no"),
-        (Expectation("same", {"top": True}), labels("a"), "same.top is not for answers of the kind labels: it takes share"),
+        (
+            Expectation("same", {"top": True}),
+            labels("a"),
+            "same.top is not for answers of the kind labels: it takes share",
+        ),
         (Expectation("same"), CodesAnswer((1,)), r"its answers \(CodesAnswer\) are not compared"),
     ],
 )

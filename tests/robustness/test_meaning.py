@@ -49,7 +49,9 @@ def test_numbers_keep_their_digits_and_change() -> None:
 
 
 def test_contractions_go_both_ways() -> None:
-    assert changed(meaning.contractions, "I do not think it's good, I'm sure.") == "I don't think it is good, I am sure."
+    assert (
+        changed(meaning.contractions, "I do not think it's good, I'm sure.") == "I don't think it is good, I am sure."
+    )
     assert changed(meaning.contractions, "Do not go! We’re here") == "Don't go! We are here"
     assert changed(meaning.contractions, "不是", "zh") == "不是"
 

@@ -44,7 +44,9 @@ def test_each_noise_is_what_it_says() -> None:
     radicals = changed(noise.lookalikes, CHINESE, rate=1.0)
     assert unicodedata.normalize("NFKC", radicals) == unicodedata.normalize("NFKC", CHINESE) and radicals != CHINESE
     pairs = list(zip(changed(noise.keyboard, ENGLISH, rate=1.0), ENGLISH, strict=True))
-    assert sum(a != b for a, b in pairs) == sum(len(word.strip(".,")) > 3 for word in ENGLISH.split()) - 2  # film, nobody
+    assert (
+        sum(a != b for a, b in pairs) == sum(len(word.strip(".,")) > 3 for word in ENGLISH.split()) - 2
+    )  # film, nobody
     for a, b in pairs:
         assert a == b or a in noise.neighbors(b)
 

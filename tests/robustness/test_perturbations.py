@@ -7,7 +7,11 @@ import pytest
 from instructrec_jax.data.example import Example, Message
 from instructrec_jax.robustness.perturbations import LISTS, NAMES, NOISE, OTHERS, Perturbation, World
 
-TEXT = Example(instruction="Is it good?", input="Mary is not in Paris or Rome, but the film is remarkably good in 2007.", output="Paris")
+TEXT = Example(
+    instruction="Is it good?",
+    input="Mary is not in Paris or Rome, but the film is remarkably good in 2007.",
+    output="Paris",
+)
 ITEMS = Example(instruction="", history=tuple(f"i{n}" for n in range(10)), candidates=("a", "b", "c"), output="i11")
 EN = World("en", ("good", "bad"), by_popularity=lambda: tuple(f"i{n}" for n in range(30)))
 TAGGED = World("en", is_tagged=lambda task: True)
@@ -44,7 +48,9 @@ def test_what_users_say_is_changed() -> None:
 
 
 def test_tags_go_with_their_words() -> None:
-    example = Example(instruction="He doesn't like New York , really .", output=("O", "O", "O", "B-LOC", "I-LOC", "O", "O", "O"))
+    example = Example(
+        instruction="He doesn't like New York , really .", output=("O", "O", "O", "B-LOC", "I-LOC", "O", "O", "O")
+    )
     for name, options in (("typos", {"rate": 1.0}), ("case", {"to": "upper"}), ("truncation", {"keep": 0.7})):
         found = Perturbation(name, options)(example, TAGGED, "0")
         assert found is not None and isinstance(found.output, tuple)
@@ -55,7 +61,9 @@ def test_tags_go_with_their_words() -> None:
     assert found.output == ("O", "O", "O", "B-LOC", "I-LOC", "O")
     for name in ("distractor", "contractions"):  # words without a tag
         assert Perturbation(name)(example, TAGGED, "0") is None
-    listed = replace(example, words=("a film", "in", "Paris"), instruction="", input="a film in Paris", output=("O", "O", "L"))
+    listed = replace(
+        example, words=("a film", "in", "Paris"), instruction="", input="a film in Paris", output=("O", "O", "L")
+    )
     found = Perturbation("case", {"to": "upper"})(listed, TAGGED, "0")
     assert found is not None and found.words == ("A FILM", "IN", "PARIS")
 

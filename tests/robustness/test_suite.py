@@ -75,7 +75,11 @@ def test_a_whole_suite_is_read() -> None:
         ("name: blame", "nam: blame", "x: tests[2]: it has no name"),
         ("same: {f1: 0.9}", "expect: {output: a}", "x: tests[0] ('typos'): there is no field 'expect'"),
         ("{thing: [film, book]}", "{thin: [film, book]}", "x: tests[1] ('praise'): slots has 'thin'"),
-        ("text: Another", "txt: Another", "x: tests[1] ('praise'): examples[1]: there is no field 'txt'. Did you mean 'text'"),
+        (
+            "text: Another",
+            "txt: Another",
+            "x: tests[1] ('praise'): examples[1]: there is no field 'txt'. Did you mean 'text'",
+        ),
         ("output: a}", "output: {a: 1}}", "x: tests[1] ('praise'): examples[2]: field 'output'"),
         ("kind: minimum", "kind: minimum\n    perturb: typos", "a minimum test has examples or a template"),
         ("budget: 10", "budgt: 10", "x: adversarial: there is no field 'budgt'. Did you mean 'budget'"),

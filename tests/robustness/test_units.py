@@ -12,7 +12,9 @@ def free(text: str, **how: object) -> list[str]:
     return [token.text for token in units(text, **how)[1] if token.free]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("text", ["", "  a film, good.  ", "我很喜欢 iPhone 15。", "naïve café 🎬 \u200bx", "好\n\n坏\tbad"])
+@pytest.mark.parametrize(
+    "text", ["", "  a film, good.  ", "我很喜欢 iPhone 15。", "naïve café 🎬 \u200bx", "好\n\n坏\tbad"]
+)
 def test_units_join_to_the_text(text: str) -> None:
     front, tokens = units(text)
     assert front + joined(tokens) == text
