@@ -15,7 +15,7 @@ from pathlib import Path
 
 from instructrec_jax.answering.records import read_records
 from instructrec_jax.data.example import BadExample, Example
-from instructrec_jax.evaluation.behavior import Behavior, FailedCase, LeftOut, BehaviorResult
+from instructrec_jax.evaluation.behavior import Behavior, BehaviorResult, FailedCase, LeftOut
 from instructrec_jax.files import write_text
 from instructrec_jax.parsing import text_lines
 from instructrec_jax.robustness.expectations import (

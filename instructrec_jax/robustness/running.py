@@ -12,13 +12,13 @@ from functools import cached_property
 
 import jax
 import numpy as np
-from scipy.stats import binomtest
+import scipy
 
 from instructrec_jax.data.data_config import Split
 from instructrec_jax.data.example import BadExample, Example, Message, Output
 from instructrec_jax.data.prompts import render
 from instructrec_jax.distributed.heartbeat import heartbeat
-from instructrec_jax.evaluation.behavior import Behavior, FailedCase, LeftOut, BehaviorResult
+from instructrec_jax.evaluation.behavior import Behavior, BehaviorResult, FailedCase, LeftOut
 from instructrec_jax.robustness.expectations import Criterion, NotForThisRun, check_outputs, criterion, kind_of
 from instructrec_jax.robustness.lists import language_of
 from instructrec_jax.robustness.perturbations import World
@@ -257,7 +257,7 @@ def interval(failures: int, cases: int) -> tuple[float | None, float | None, flo
     """(rate, low, high): the share of failures and its 95% Wilson score interval (Wilson, 1927); None without cases."""
     if not cases:
         return None, None, None
-    bounds = binomtest(failures, cases).proportion_ci(CONFIDENCE, method="wilson")
+    bounds = scipy.stats.binomtest(failures, cases).proportion_ci(CONFIDENCE, method="wilson")
     return failures / cases, float(bounds.low), float(bounds.high)
 
 

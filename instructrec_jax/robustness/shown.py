@@ -2,7 +2,7 @@
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import render
-from instructrec_jax.evaluation.behavior import Attacked, Behavior, FailedCase, BehaviorResult
+from instructrec_jax.evaluation.behavior import Attacked, Behavior, BehaviorResult, FailedCase
 from instructrec_jax.evaluation.layout import fitted, text_width
 from instructrec_jax.evaluation.tables import clean, wrapped
 from instructrec_jax.tasks.answers import (
