@@ -41,6 +41,8 @@ def main(args: list[str]) -> None:
     path, several = options.paths[0], len(options.paths) > 1 or options.average is not None
     if not several and (options.weights != "equal" or options.calibrate):
         raise ValueError("--weights and --calibrate are for an ensemble: give several runs and --average.")
+    if options.robust_limit is not None and not options.robust:
+        raise ValueError("--robust_limit is for behavioral tests: give --robust, too.")
     if options.shots is not None:
         plan, out = plan_of(options, rest), options.out or Path("shots")
         print(written(measured(plan, options.shots, options.seeds, out, train), out))

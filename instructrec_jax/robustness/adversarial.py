@@ -5,7 +5,7 @@ that lowers the probability of the right answer most, or a misspelling of itself
 TextFooler (Jin et al., 2020, "Is BERT Really Robust?"), without its part-of-speech filter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -78,15 +78,22 @@ class Search:
 
     def __init__(self, examiner: Examiner, how: Adversary, seed: int) -> None:
         self.examiner, self.how, self.seed = examiner, how, seed
-        self.labels = examiner.run.config.task.label_names or ()
+        self.labels = examiner.labels
+        self._vectors: dict[int, np.ndarray] = {}  # of the original texts, by their attacks
 
     @cached_property
     def thesaurus(self) -> Thesaurus | None:
         return open_thesaurus(self.how.thesaurus) if self.how.thesaurus or WORDNET.exists() else None
 
     @cached_property
-    def encoder(self) -> Run:
-        return Run.open(self.how.encoder) if self.how.encoder else self.examiner.run
+    def encode(self) -> Callable[[Sequence[str]], np.ndarray]:
+        """Texts -> vectors [texts, width]. Raises NotForThisRun for a network without vectors of texts."""
+        run = Run.open(self.how.encoder) if self.how.encoder else self.examiner.run
+        try:
+            _ = run.embedder
+        except ValueError as error:
+            raise NotForThisRun(f"{error} Set similarity to 0, or another encoder.") from None
+        return run.encode
 
     def run(self) -> Attacked:
         every = self.examiner.originals
@@ -95,6 +102,8 @@ class Search:
         with heartbeat(f"adversarial search on {len(examples):,} examples"):
             answers = self.examiner.ask(examples)[0]
             right = [(e, a) for e, a in zip(examples, answers, strict=True) if a is not None and _is_right(e, a)]
+            if self.how.similarity and right:
+                _ = self.encode  # says what it lacks before the search
             attacks = [attack for e, a in right if (attack := self._begun(e, a)) is not None]
             self._rank(attacks)
             while active := [attack for attack in attacks if not attack.done]:
@@ -195,12 +204,13 @@ class Search:
         """Those whose vector's cosine with that of the original text reaches the bound."""
         if not self.how.similarity or not tried:
             return tried
-        originals = {id(attack): getattr(attack.example, attack.text_field) for attack, _, _ in tried}
-        texts = [attack.front + joined(tokens) for attack, _, tokens in tried]
-        vectors = self.encoder.encode([*originals.values(), *texts]).astype(np.float64)
+        new = {id(attack): attack.example for attack, _, _ in tried if id(attack) not in self._vectors}
+        texts = [getattr(example, "input" if example.input else "instruction") for example in new.values()]
+        texts += [attack.front + joined(tokens) for attack, _, tokens in tried]
+        vectors = np.asarray(self.encode(texts), np.float64)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        first = dict(zip(originals, vectors[: len(originals)], strict=True))
-        cosines = [first[id(each[0])] @ v for each, v in zip(tried, vectors[len(originals) :], strict=True)]
+        self._vectors.update(zip(new, vectors[: len(new)], strict=True))
+        cosines = [self._vectors[id(each[0])] @ v for each, v in zip(tried, vectors[len(new) :], strict=True)]
         return [each for each, cosine in zip(tried, cosines, strict=True) if cosine >= self.how.similarity]
 
 

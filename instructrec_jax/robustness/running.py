@@ -14,8 +14,10 @@ import jax
 import numpy as np
 import scipy
 
+from instructrec_jax.augmentation.augmenter import random_numbers
 from instructrec_jax.data.data_config import Split
 from instructrec_jax.data.example import BadExample, Example, Message, Output
+from instructrec_jax.data.fingerprints import digest_of_example
 from instructrec_jax.data.prompts import render
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.evaluation.behavior import Behavior, BehaviorResult, FailedCase, LeftOut
@@ -32,6 +34,7 @@ from instructrec_jax.tasks.kinds import as_ranking
 
 SHOWN = 3  # failures of a test
 CONFIDENCE = 0.95
+CANDIDATES = 20  # of an example without any, for a task that ranks given ones alone
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,23 @@ class Examiner:
             raise ValueError(f"data.{split} lists no sources to draw examples from: set it, or use another --split.")
         every = [own[0].example for own in pieces(cases)]
         drawn = np.sort(np.random.default_rng(seed).permutation(len(every))[:count])
-        self.originals = [every[number] for number in drawn.tolist()]
+        task = as_ranking(run.task)
+        ids = task.catalogue.ids if task is not None and not task.retrieves else ()
+        self.originals = [_with_candidates(every[number], ids, seed) for number in drawn.tolist()]
 
     @cached_property
     def language(self) -> str:
         return language_of([render(example) for example in self.originals[:100]])
 
-    def world(self, language: str) -> World:
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Those of the task, or of all subtasks."""
         config = self.run.config.task
-        return World(language, tuple(config.label_names or ()), config.has_tags, lambda: self._by_popularity)
+        parts = [config, *(part.task for part in getattr(config, "tasks", ()))]
+        return tuple(dict.fromkeys(label for part in parts for label in part.label_names or ()))
+
+    def world(self, language: str) -> World:
+        return World(language, self.labels, self.run.config.task.has_tags, lambda: self._by_popularity)
 
     @cached_property
     def _by_popularity(self) -> tuple[str, ...]:
@@ -120,6 +131,20 @@ class Examiner:
         made = [(n, test.perturb(self.originals[n], world, str(seed), test.name)) for n in own]
         found = [Case(example, n) for n, example in made if example is not None]
         return found, len(own) - len(found)
+
+
+def _with_candidates(example: Example, ids: Sequence[str], seed: int) -> Example:
+    """An example whose candidates are its positive item and others of `ids`, drawn with the seed, if it has none.
+
+    ids: those of the catalog, for a task that ranks given candidates alone; else ().
+    """
+    if not ids or example.candidates:
+        return example
+    draw = random_numbers(str(seed), digest_of_example(example).hex())
+    others = [item for item in ids if item != example.output and item not in example.history]
+    drawn = [others.pop(int(draw() * len(others))) for _ in range(min(CANDIDATES - 1, len(others)))]
+    drawn.insert(int(draw() * (len(drawn) + 1)), str(example.output))
+    return replace(example, candidates=tuple(drawn))
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,8 @@ class Words:
     def __init__(self, texts: list[str], vector: float = 1.0) -> None:
         self.originals = [Example(instruction=text, output="good", id=str(n)) for n, text in enumerate(texts)]
         self.run, self.vector, self.read = self, vector, 0
-        self.config = self
-        self.task = self
-        self.label_names = ["good", "bad"]
+        self.embedder = self.encode
+        self.labels = ("good", "bad")
 
     def ask(self, examples: list[Example]) -> tuple[list[Answer | None], dict[int, str]]:
         self.read += len(examples)
@@ -99,6 +98,24 @@ def test_chinese_characters_are_swapped(monkeypatch: pytest.MonkeyPatch) -> None
     attack = search._begun(example, LabelAnswer("good", {"good": 1.0, "bad": 0.0}))
     assert attack is not None and search._candidates(attack, 0) == ["太", "大大"]
     assert attack.with_text("x").instruction == "x" and attack.text == "大家喜欢"
+
+
+class Silent(Words):
+    """A run without vectors."""
+
+    @property
+    def embedder(self) -> Any:
+        raise ValueError("it has no vectors.")
+
+    @embedder.setter
+    def embedder(self, value: object) -> None:
+        pass
+
+
+def test_a_network_without_vectors_is_named() -> None:
+    with pytest.raises(NotForThisRun, match="it has no vectors. Set similarity to 0, or another encoder"):
+        searched(Silent(TEXTS), similarity=0.5)
+    assert searched(Silent(TEXTS))["right"] == 2
 
 
 def test_numbers_are_not_attacked() -> None:

@@ -49,7 +49,8 @@ def test_a_limit_ends_with_status_1(run_dir: Path, tmp_path: Path, capsys: pytes
     labels = ", ".join(Run.open(run_dir).config.task.label_names or ())
     suite.write_text(never.replace("LABELS", labels), encoding="utf-8")
     arguments = [str(run_dir), "--no_baselines", "--robust", str(suite)]
-    evaluate.main(arguments)
+    with pytest.raises(ValueError, match="--robust_limit is for behavioral tests: give --robust, too"):
+        evaluate.main([str(run_dir), "--robust_limit", "1"])
     evaluate.main([*arguments, "--robust_limit", "1"])
     with pytest.raises(SystemExit) as caught:
         evaluate.main([*arguments, "--robust_limit", "20%"])
