@@ -150,5 +150,8 @@ def _ends_translated(text: str, table: Mapping[int, str]) -> str:
 
 def spaces(tokens: list[Token], draw: Draw, language: str, *, rate: float = RATE) -> list[Token]:
     """A second space between words; a space between Chinese characters."""
-    inside = tokens[:-1]
-    return [*(replace(t, space=t.space + " ") if draw() < rate else t for t in inside), *tokens[-1:]]
+    found = []
+    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+        between = following is not None and (token.free or following.free)  # not inside of a quoted text
+        found.append(replace(token, space=token.space + " ") if between and draw() < rate else token)
+    return found

@@ -58,6 +58,19 @@ def test_a_limit_ends_with_status_1(run_dir: Path, tmp_path: Path, capsys: pytes
     assert (run_dir / "evaluation" / "evaluation.json").exists() and "100.0%!" in capsys.readouterr().out
 
 
+def test_an_ensemble_of_a_run_with_itself_fails_as_the_run(run_dir: Path, tmp_path: Path) -> None:
+    suite = tmp_path / "mine.yaml"
+    suite.write_text(SUITE.partition("adversarial")[0], encoding="utf-8")
+    twin = shutil.copytree(run_dir, tmp_path / "twin")
+    out = tmp_path / "both"
+    more = ["--no_baselines", "--robust", str(suite)]
+    evaluate.main([str(run_dir), str(twin), "--average", "probability", "--out", str(out), *more])
+    alone = behavior(Run.open(run_dir), str(suite), "test", tmp_path)
+    together = read_json(out / "robustness.json", Behavior)
+    assert isinstance(alone, dict)
+    assert [each["failures"] for each in together["tests"]] == [each["failures"] for each in alone["tests"]]
+
+
 def test_checklists_forms_and_wrong_suites(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run.open(run_dir)
     rows = [{"test_name": "a", "type": "INV", "test_case": 0, "text": text} for text in ("a film", "a film")]

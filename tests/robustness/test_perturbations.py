@@ -33,6 +33,16 @@ def test_each_is_a_function_of_the_key_and_spares_the_target(name: str) -> None:
     assert perturb(Example(instruction="", history=("a",)), EN, "0", "test") is None or name in ("distractor",)
 
 
+@pytest.mark.parametrize("name", [*NOISE, *OTHERS, "instruction"])
+def test_chinese_examples_keep_their_target(name: str) -> None:
+    text = "王伟在北京是一名老师，2007年出生，大家都非常喜欢这部好电影。"
+    example = Example(instruction="电影好吗？", input=text, output="好电影")
+    found = Perturbation(name, OPTIONS.get(name, {}))(example, World("zh", ("好评", "差评")), "0")
+    assert (found is None) == (name in ("keyboard", "case", "contractions"))
+    if found is not None:
+        assert "好电影" in (found.input or "") and found != example
+
+
 def test_what_stays_the_same_is_none() -> None:
     assert Perturbation("contractions")(Example(instruction="A film."), EN, "0") is None
     assert Perturbation("instruction")(Example(instruction="A film."), EN, "0") is None  # its text is its instruction

@@ -9,6 +9,7 @@ from helpers import task_config
 from task_cases import CASES, LENGTH, SLOW, examples_of, networks, settings_of
 from tiny_runs import compressed_run, untrained_run
 
+from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.compression.quantization import Quantization
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.sources import SourceConfig
@@ -30,16 +31,17 @@ TESTED = (
 )
 
 
-def opened(name: str, networks: Any, folder: Path, compress: bool = False) -> Run:
-    """An untrained run of a case, whose data.train and data.test are its examples."""
+def opened(name: str, networks: Any, folder: Path, how: str = "") -> Run:
+    """An untrained run of a case, whose data.train and data.test are its examples. how: "", compressed or lora."""
     examples = examples_of(name)
     write_jsonl(folder / "test.jsonl", [{"output": None} | example.to_record() for example in examples])
     source = [SourceConfig(path=str(folder / "test.jsonl"))]
     config = task_config(name.partition(",")[0], folder / "catalogue", **settings_of(name, networks))
     length = 64 if CASES[name].network == "bert" else LENGTH
     network = networks[CASES[name].network, False]
-    path = untrained_run(folder / "run", config, network, length, data__test=source, data__train=source)
-    if compress:
+    lora = {"lora": LoraConfig(rank=2)} if how == "lora" else {}
+    path = untrained_run(folder / "run", config, network, length, data__test=source, data__train=source, **lora)
+    if how == "compressed":
         path = compressed_run(path, folder / "small", Quantization("nf4"))
     run = Run.open(path, ["--data.truncate", "right"] if name not in ("span",) else [])
     if run.task.writes:
@@ -83,10 +85,15 @@ def test_an_unchanged_example_has_the_answer_of_an_evaluation(name: str, network
             assert own[example.id] == (pytest.approx(said, abs=1e-4) if isinstance(answer, NumberAnswer) else said)
 
 
-def test_a_compressed_run_is_tested_as_it_is(networks: Any, tmp_path: Path) -> None:
-    run = opened("classification", networks, tmp_path, compress=True)
-    found = behavior_of(Examiner(run, "test", 5, 0), suite_of("- {name: a, kind: invariance, perturb: typos}"))
-    assert found["examples"] == 5 and found["tests"][0]["cases"] + found["tests"][0]["unchanged"] == 5
+@pytest.mark.parametrize("how", ["compressed", "lora"])
+def test_compressed_runs_and_adapters_answer_as_they_are(how: str, networks: Any, tmp_path: Path) -> None:
+    run = opened("classification", networks, tmp_path, how)
+    tests = "- {name: a, kind: invariance, perturb: {distractor: {sentences: [dull]}}}"
+    found = behavior_of(Examiner(run, "test", 5, 0), suite_of(tests))
+    texts = [example.instruction for example in Examiner(run, "test", 5, 0).originals]
+    labels = [run.predict([text, f"{text} dull"]) for text in texts]
+    moved = sum(before.label != after.label for before, after in labels)  # type: ignore[attr-defined, misc]
+    assert found["tests"][0]["cases"] == 5 and found["tests"][0]["failures"] == moved
 
 
 # ---- results by hand -----------------------------------------------------------------------------------
