@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import zip_longest
 from typing import Literal
 
 from instructrec_jax.augmentation.edits import SHORTEST, Draw, Token, misspelled, neighbors
@@ -151,7 +152,7 @@ def _ends_translated(text: str, table: Mapping[int, str]) -> str:
 def spaces(tokens: list[Token], draw: Draw, language: str, *, rate: float = RATE) -> list[Token]:
     """A second space between words; a space between Chinese characters."""
     found = []
-    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+    for token, following in zip_longest(tokens, tokens[1:]):
         between = following is not None and (token.free or following.free)  # not inside of a quoted text
         found.append(replace(token, space=token.space + " ") if between and draw() < rate else token)
     return found

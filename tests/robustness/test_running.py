@@ -43,7 +43,8 @@ def opened(name: str, networks: Any, folder: Path, how: str = "") -> Run:
     path = untrained_run(folder / "run", config, network, length, data__test=source, data__train=source, **lora)
     if how == "compressed":
         path = compressed_run(path, folder / "small", Quantization("nf4"))
-    run = Run.open(path, ["--data.truncate", "right"] if name not in ("span",) else [])
+    cut = "left" if name == "language_model_ranking" else "right"
+    run = Run.open(path, ["--data.truncate", cut] if name != "span" else [])
     if run.task.writes:
         run.task.generation = GenerationConfig(max_new_tokens=4)
     return run
