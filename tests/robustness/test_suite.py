@@ -10,6 +10,7 @@ from helpers import mutations
 from instructrec_jax.parsing import parse_yaml
 from instructrec_jax.robustness import suite as suites
 from instructrec_jax.robustness.lists import LANGUAGES
+from instructrec_jax.robustness.perturbations import NAMES
 from instructrec_jax.robustness.suite import FAMILIES, read_suite, read_suite_of, shipped_suite
 from instructrec_jax.tasks.base import TaskConfig
 
@@ -130,3 +131,11 @@ def test_every_task_has_a_suite_or_is_named_here() -> None:
     names = {f"{family}.{language}.yaml" for family in FAMILIES.values() for language in LANGUAGES}
     assert {file.name for file in folder.iterdir()} == names
     assert all(yaml.safe_load(file.read_text(encoding="utf-8"))["tests"] for file in folder.iterdir())
+
+
+def test_the_suite_of_the_docs_is_read() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "robustness.md").read_text(encoding="utf-8")
+    block = page.partition("```yaml\n")[2].partition("```")[0]
+    found = read_suite_of(parse_yaml(block, "docs"), "docs", "en")
+    assert len(found.tests) == 4 and found.adversarial is not None
+    assert all(f"| `{name}`" in page or f"`{name}`, `" in page or f", `{name}` |" in page for name in NAMES)
