@@ -9,12 +9,14 @@
     evaluate RUN --wordings FILE      also with each prompt variant (line) of FILE
     evaluate RUN --explanations 30    also explanations, in the report of the run
     evaluate RUN --by FIELD           also by the values of a column: the gaps
+    evaluate RUN --robust default     also behavioral tests; a YAML file: your own
     evaluate RUN --shots 1,5,20       six ways to train its backbone on few labels
     evaluate RUN --lm_eval TASK       tasks of EleutherAI's lm-eval instead
 
 `--data.test new.csv` is read with the columns of the run's data.train.
 """
 
+import sys
 from pathlib import Path
 
 from instructrec_jax.answering.arguments import evaluate_parser, parse_with_settings
@@ -28,6 +30,7 @@ from instructrec_jax.extras import require
 from instructrec_jax.files import write_json
 from instructrec_jax.labeling.shots import measured, plan_of
 from instructrec_jax.labeling.shots_table import written
+from instructrec_jax.robustness.checking import checked
 from instructrec_jax.runs.bucket import send
 from instructrec_jax.runs.config import main_guard
 from instructrec_jax.runs.run import Run, is_run
@@ -39,6 +42,8 @@ def main(args: list[str]) -> None:
     path, several = options.paths[0], len(options.paths) > 1 or options.average is not None
     if not several and (options.weights != "equal" or options.calibrate):
         raise ValueError("--weights and --calibrate are for an ensemble: give several runs and --average.")
+    if options.robust_limit is not None and not options.robust:
+        raise ValueError("--robust_limit is for behavioral tests: give --robust, too.")
     if options.shots is not None:
         plan, out = plan_of(options, rest), options.out or Path("shots")
         print(written(measured(plan, options.shots, options.seeds, out, train), out))
@@ -54,23 +59,20 @@ def main(args: list[str]) -> None:
         run_harness(model, out, options.lm_eval, folder=options.lm_eval_tasks, limit=options.limit)
         send(path)
         return
-    beside = Beside(
-        runs=options.beside,
-        hybrids=options.hybrid,
-        rerankers=options.rerank,
-        retrieve=options.retrieve,
-        prompts=read_wordings(options.wordings) if options.wordings else (),
-        baselines=not options.no_baselines,
-    )
+    prompts = read_wordings(options.wordings) if options.wordings else ()
+    beside = Beside(options.beside, options.hybrid, options.rerank, options.retrieve, prompts, not options.no_baselines)
     run = open_ensemble(options, out, rest) if several else Run.open(path, rest, step=options.step)
     # first, so that what it lacks is said before a long evaluation
     explained = None if options.explanations is None else explanations(run, options.explanations)
     evaluate(run, out, split=options.split, beside=beside, by=options.by)
+    folder = path if is_run(path) and not several else out
     if explained is not None:
-        folder = path if is_run(path) and not several else out
         write_json(folder / "explanations.json", explained)
         print(f"written: {write_report(folder)}, with explanations")
-        send(path)
+    over = checked(run, options.robust, options.split, out, folder, options.robust_limit) if options.robust else []
+    send(path)
+    if over:
+        sys.exit("\n".join(["failures above the limit:", *over]))  # and exit status 1
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ ELSEWHERE = {
     "runs/stored": "answering/test_beginning.py",
     "tasks/scores": "evaluation/test_evaluator.py",
     "evaluation/explained": "explanation/test_overview.py",
+    "evaluation/behavior": "robustness/test_checking.py",
     "tasks/text/regression": "tasks/text/test_classification.py",
     "tasks/text/sequence_task": "tasks/text/test_classification.py",
     "answering/ensembles": "runs/test_ensemble.py",

@@ -10,12 +10,16 @@ from typing import NoReturn
 
 from draccus.wrappers import docstring
 
+from instructrec_jax.answering.argument_types import (
+    input_file,
+    picture_file,
+    run_path,
+    share,
+    whole_numbers,
+)
 from instructrec_jax.answering.out_of_scope import SCORES
 from instructrec_jax.answering.requests import Request
-from instructrec_jax.data.media.picture import Picture, picture_of
 from instructrec_jax.inference.generation_config import GenerationConfig
-from instructrec_jax.remote import is_url, local_file
-from instructrec_jax.runs.bucket import local_run
 from instructrec_jax.runs.config import ConfigError, check_names, name_files
 from instructrec_jax.runs.help_text import fitted_help
 from instructrec_jax.runs.settings_tree import nearest
@@ -81,41 +85,6 @@ def own_options(parser: argparse.ArgumentParser) -> set[str]:
     return {"help", *re.findall(r"--([\w-]+)", parser.format_usage())}
 
 
-def input_file(text: str) -> Path:
-    """The type of an option that names a file to read: a local path, or the local copy of a URL."""
-    try:
-        return local_file(text) if is_url(text) else Path(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error
-
-
-def picture_file(text: str) -> Picture:
-    """The type of an option that names a picture, wherever it lies."""
-    if is_url(text):
-        raise argparse.ArgumentTypeError("URLs of pictures are never fetched: download it and name its path")
-    try:
-        return picture_of(Path(text))
-    except (OSError, ValueError) as error:
-        said = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
-        raise argparse.ArgumentTypeError(f"{text} cannot be read ({said})") from error
-
-
-def run_path(text: str) -> Path:
-    """The type of an option that names a run: its folder, or the working copy of one in a bucket."""
-    try:
-        return local_run(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error
-
-
-def whole_numbers(text: str) -> list[int]:
-    """The type of an option that lists whole numbers: "1,5,20"."""
-    try:
-        return [int(each) for each in text.split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} should be whole numbers, such as 1,5,20") from error
-
-
 def new_file(path: Path | None, option: str = "--out") -> Path | None:
     """The path of a file or folder to write. Raises ValueError if it exists."""
     if path is not None and path.exists():
@@ -155,6 +124,8 @@ def evaluate_parser(doc: str) -> argparse.ArgumentParser:
     add("--seeds", type=int, default=5, metavar="N", help="of --shots: draws of examples (default: 5)")
     add("--explanations", type=int, metavar="N", help="examples of data.validation to explain")
     add("--by", nargs="+", default=[], metavar="FIELD", help="fields whose values are measured apart")
+    add("--robust", metavar="SUITE", help="behavioral tests: default, a YAML file, or checklist:FOLDER")
+    add("--robust_limit", type=share, metavar="SHARE", help="exit with 1 where a test fails more often: 20%%")
     return parser
 
 
@@ -208,14 +179,6 @@ def compress_parser(doc: str) -> argparse.ArgumentParser:
     add("--calibration", type=int, default=128, metavar="N", help=texts)
     add("--limit", type=share, help="largest loss of the task's metric: 0.5%% or 0.005; more is an error")
     return parser
-
-
-def share(text: str) -> float:
-    """A share such as 0.5% or 0.005."""
-    try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share: write 0.5% or 0.005") from None
 
 
 def plan_parser(doc: str, architectures: Sequence[str]) -> argparse.ArgumentParser:

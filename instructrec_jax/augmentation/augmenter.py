@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 from instructrec_jax.augmentation.edits import Draw, Token, deleted, joined, misspelled, replaced, split, swapped
 from instructrec_jax.augmentation.protection import places_of, protected
@@ -75,6 +76,20 @@ class Change:
     text: str
     tokens: Sequence[Token]
     methods: tuple[str, ...]
+
+
+class Changer(Protocol):
+    """Changes a text, or its words; arguments as in `Augmenter.change`."""
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        draw: Draw,
+        *,
+        words: Collection[str] = (),
+        quoted: Sequence[str] = (),
+        fixed: Collection[int] = (),
+    ) -> Change: ...
 
 
 def random_numbers(*key: str) -> Draw:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
-from instructrec_jax.augmentation.augmenter import AugmentConfig, Augmenter, Change, random_numbers
+from instructrec_jax.augmentation.augmenter import AugmentConfig, Augmenter, Change, Changer, random_numbers
 from instructrec_jax.augmentation.protection import words_of
 from instructrec_jax.data.example import Example, Message
 from instructrec_jax.data.fingerprints import digest_of_example
@@ -72,7 +72,7 @@ class ExampleAugmenter:
     def __call__(self, example: Example, copy: int) -> Example:
         """Copy 1, 2, ... of an example."""
         draw = random_numbers(str(self.seed), digest_of_example(example).hex(), str(copy))
-        made = _Making(self, example, [])
+        made = ExampleChange(self.augmenter.change, self._label_words, example, [])
         if self.tags(example.task) and isinstance(example.output, tuple):
             changed = made.tagged(draw)
         else:
@@ -83,10 +83,17 @@ class ExampleAugmenter:
 
 
 @dataclass(frozen=True)
-class _Making:
-    """One copy. `methods`: those that changed something, filled in on the way."""
+class ExampleChange:
+    """How an example changes with its texts.
 
-    how: ExampleAugmenter
+    Attributes:
+      change: of one text.
+      label_words: which stay, in lower case.
+      methods: those that changed something, filled in on the way.
+    """
+
+    change: Changer
+    label_words: Collection[str]
     example: Example
     methods: list[str]
 
@@ -94,21 +101,21 @@ class _Making:
         """An example whose output, if there is one, belongs to the whole text."""
         example = self.example
         quoted = quoted_texts(example.output)
-        words = self.how._label_words | words_of((*quoted, *example.candidates))
+        words = {*self.label_words} | words_of((*quoted, *example.candidates))
 
-        def change(text: str) -> Change:
-            found = self.how.augmenter.change(text, draw, words=words, quoted=quoted)
+        def changed(text: str) -> Change:
+            found = self.change(text, draw, words=words, quoted=quoted)
             self.methods.extend(found.methods)
             return found
 
         def turn(message: Message) -> Message:
-            return replace(message, content=change(message.content).text) if message.role == "user" else message
+            return replace(message, content=changed(message.content).text) if message.role == "user" else message
 
         messages = tuple(map(turn, example.messages))
         if not example.input:
-            text = change(example.instruction).text if example.instruction else ""
+            text = changed(example.instruction).text if example.instruction else ""
             return replace(example, instruction=text, messages=messages)
-        found = change(example.input)
+        found = changed(example.input)
         return replace(example, input=found.text, messages=messages, origin=self._moved(found))
 
     def _moved(self, found: Change) -> dict[str, str]:
@@ -138,7 +145,7 @@ class _Making:
         text: str | Sequence[str] = example.words or example.input or example.instruction
         if len(tags) != len(text.split() if isinstance(text, str) else text):
             return example  # the task says what is wrong with it
-        found = self.how.augmenter.change(text, draw, fixed=span_words(example))
+        found = self.change(text, draw, fixed=span_words(example))
         self.methods.extend(found.methods)
         output = tuple(tags[token.number] for token in found.tokens)
         words = tuple(token.text for token in found.tokens) if example.words else ()

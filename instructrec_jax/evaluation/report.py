@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from instructrec_jax.data.media.thumbnails import START
 from instructrec_jax.evaluation import tables
+from instructrec_jax.evaluation.behavior import Behavior
 from instructrec_jax.evaluation.charts import LINES_PER_PLOT, chart, line_plot, subgroup_plot
 from instructrec_jax.evaluation.explained import Explanations
 from instructrec_jax.evaluation.tables import (
@@ -100,6 +101,7 @@ def write_report(run_dir: str | Path) -> Path:
             skipped=_skipped(_jsonl(run_dir / "skipped.jsonl", Skipped)),
             by_group=_by_group(_json(run_dir / GROUPS, KeptGroups)),
             explained=_json(run_dir / "explanations.json", Explanations),
+            behavior=_json(run_dir / "robustness.json", Behavior),
             examples=_json(run_dir / "examples.json", list[ShownExample]) or [],
             settings=config.read_text(encoding="utf-8", errors="replace") if config.exists() else "",
             **_training(read_metrics(metrics) if metrics.exists() else [], _before_tuning(evaluation)),

@@ -1,0 +1,1 @@
+"""Behavioral tests of a run: what changed texts, histories and options do to its answers; adversarial search."""
