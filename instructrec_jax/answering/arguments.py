@@ -124,7 +124,7 @@ def evaluate_parser(doc: str) -> argparse.ArgumentParser:
     add("--seeds", type=int, default=5, metavar="N", help="of --shots: draws of examples (default: 5)")
     add("--explanations", type=int, metavar="N", help="examples of data.validation to explain")
     add("--by", nargs="+", default=[], metavar="FIELD", help="fields whose values are measured apart")
-    add("--robust", metavar="SUITE", help="behavioral tests: default, a YAML file, or checklist:FOLDER")
+    add("--robust", metavar="SUITE", help="behavioral tests: default, bias, YAML file, checklist:FOLDER")
     add("--robust_limit", type=share, metavar="SHARE", help="exit with 1 where a test fails more often: 20%%")
     return parser
 

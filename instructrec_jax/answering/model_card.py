@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from instructrec_jax.evaluation.behavior import Behavior
 from instructrec_jax.evaluation.report import GROUPS, KeptGroups
 from instructrec_jax.evaluation.tables import (
     GROUP_COLUMNS,
@@ -86,6 +87,7 @@ class Facts:
     summary: Summary
     evaluation: Evaluation
     groups: KeptGroups
+    behavior: Behavior | None
     metrics: Sequence[Mapping[str, object]]
     skipped: Sequence[Skipped]
 
@@ -102,6 +104,7 @@ class Facts:
             _read(run / "summary.json", Summary, no_summary),
             evaluated[0] if evaluated else {},
             _read(run / GROUPS, KeptGroups, nothing),
+            read_json(run / "robustness.json", Behavior) if (run / "robustness.json").exists() else None,
             read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else [],
             read_jsonl(run / "skipped.jsonl", Skipped) if (run / "skipped.jsonl").exists() else [],
         )
@@ -152,6 +155,7 @@ def model_card(run: str | Path, watts: float | None = None) -> str:
         "Data": _data(facts.summary.get("sources") or []),
         "Evaluation": _results(facts),
         "Groups": _groups(facts.groups),
+        "Robustness": _robustness(facts.behavior),
         "Calibration": _calibration(facts),
         "Training time and energy": _cost(facts, watts),
         "Limits": _limits(facts),
@@ -277,6 +281,33 @@ def _groups(kept: KeptGroups) -> str:
     return "\n\n".join(parts)
 
 
+def _robustness(found: Behavior | None) -> str:
+    if found is None:
+        return f"{NOT_MEASURED.capitalize()}: `evaluate RUN --robust default` measures it."
+    about = (
+        f"The suite {found['suite']} ({found['language']}) on {found['examples']:,} examples of data.{found['split']}."
+    )
+    rows = [
+        [
+            test["name"],
+            test["kind"],
+            _share(test["rate"]),
+            f"{_share(test['low'])} to {_share(test['high'])}",
+            f"{test['cases']:,}",
+        ]
+        for test in found["tests"]
+    ]
+    parts = [plain(about), table(["test", "kind", "failures", "95% interval", "cases"], rows)]
+    if (attack := found.get("adversarial")) is not None:
+        said = f"accuracy {_share(attack['accuracy_before'])} before and {_share(attack['accuracy_after'])} after"
+        parts.append(f"Adversarial search within {attack['budget']:,} texts an example: {said}.")
+    return "\n\n".join(parts)
+
+
+def _share(value: float | None) -> str:
+    return "–" if finite(value) is None else f"{value:.1%}"
+
+
 def _calibration(facts: Facts) -> str:
     row = facts.row
     values = {} if row is None else row.get("values") or {}
@@ -320,7 +351,7 @@ def _limits(facts: Facts) -> str:
 
 
 def _failures(facts: Facts) -> list[str]:
-    """Measured failures: baselines that are as good, groups that are worse, and the most frequent mistakes."""
+    """Measured failures: baselines that are as good, groups that are worse, behavioral tests, frequent mistakes."""
     lines = []
     for each in facts.evaluation.get("differences") or []:
         if not verdict(each).startswith("significantly better"):
@@ -332,6 +363,9 @@ def _failures(facts: Facts) -> list[str]:
             worse.append((abs(gap or 0.0), f"{part['metric']} of {part['field']} {part['value']}", part))
     for _, name, part in sorted(worse, key=lambda each: -each[0])[:MOST]:
         lines.append(f"Worse than on all other cases: {cell(name)}: gap {cell(' '.join(group_cells(part)[3:]))}")
+    failed = [test for test in (facts.behavior or {"tests": []})["tests"] if test["failures"]]
+    for test in sorted(failed, key=lambda test: -(test["rate"] or 0.0))[:MOST]:
+        lines.append(f"Behavioral test failed: {cell(test['name'])}: {_share(test['rate'])} of {test['cases']:,} cases")
     for mistake in (facts.evaluation.get("mistakes") or [])[:MOST]:
         said = f"{mistake['prediction']} instead of {mistake['reference']}: {mistake['count']:,} cases"
         lines.append(f"Frequent mistake: {cell(said)}")

@@ -14,7 +14,7 @@ from instructrec_jax.robustness.checklist import checklist_behavior
 from instructrec_jax.robustness.expectations import NotForThisRun
 from instructrec_jax.robustness.running import Examiner, behavior_of
 from instructrec_jax.robustness.shown import format_behavior, over_limit
-from instructrec_jax.robustness.suite import Suite, read_suite, shipped_suite
+from instructrec_jax.robustness.suite import BIAS, Suite, read_suite, shipped_suite, suite_of_package
 from instructrec_jax.runs.run import Run
 
 DEFAULT, CHECKLIST = "default", "checklist:"
@@ -24,7 +24,7 @@ def checked(run: Run, suite: str, split: Split, out: Path, folder: Path, limit: 
     """Tests a run, prints the table, and writes robustness.json and report.html into `folder`.
 
     Args:
-      suite: default, a YAML file, or checklist:FOLDER.
+      suite: default, bias, a YAML file, or checklist:FOLDER.
       out: for predictions of CheckList's released texts.
       limit: largest failure rate of a test; None: that of the suite.
 
@@ -46,9 +46,11 @@ def behavior(run: Run, suite: str, split: Split, out: Path, limit: float | None 
     """The results of a suite, as `checked`; of CheckList's released texts, the file of predictions."""
     if suite.startswith(CHECKLIST):
         return checklist_behavior(Examiner(run, split, 1, 0), Path(suite.removeprefix(CHECKLIST)), out, limit)
-    first = None if suite == DEFAULT else read_suite(Path(suite), "en")
+    first = None if suite in (DEFAULT, BIAS) else read_suite(Path(suite), "en")
     examiner = Examiner(run, split, 500 if first is None else first.examples, 0 if first is None else first.seed)
-    if first is None:
+    if suite == BIAS:
+        chosen = suite_of_package(BIAS, examiner.language)
+    elif first is None:
         chosen = default_suite(run, examiner)
     else:
         chosen = read_suite(Path(suite), examiner.language)

@@ -103,6 +103,37 @@ def _cased(text: str, like: str) -> str:
     return text[0].upper() + text[1:] if like[:1].isupper() else text
 
 
+def swap(tokens: list[Token], draw: Draw, language: str, *, pairs: Sequence[str] = ()) -> list[Token]:
+    """Words and phrases of a table become others, "he = she", all of them in one pass; upper case stays."""
+    split = (lambda text: [*text]) if language == "zh" else str.split
+    table = {(old, len(split(old))): new for old, new in map(swapped_pair, pairs)}
+    most = max((size for _, size in table), default=0)
+    found, place = [], 0
+    while place < len(tokens):
+        for size in range(min(most, len(tokens) - place), 0, -1):
+            window = tokens[place : place + size]
+            text = joined(window).strip()
+            core = text.strip(PUNCTUATION)
+            new = table.get((core.replace("’", "'").lower(), size))
+            if new is not None and all(token.free for token in window):
+                said = new.upper() if core.isupper() and len(core) > 1 else _cased(new, core)
+                found.append(replace(window[0], text=text.replace(core, said, 1), space=window[-1].space))
+                place += size
+                break
+        else:
+            found.append(tokens[place])
+            place += 1
+    return found
+
+
+def swapped_pair(pair: str) -> tuple[str, str]:
+    """("he", "she") of "he = she". Raises ValueError for another form."""
+    old, _, new = (part.strip() for part in pair.partition("="))
+    if not old or not new or old != old.lower() or "=" in new:
+        raise ValueError(f"a pair should be as in 'he = she', the first in lower case, but is {pair!r:.60}.")
+    return old, new
+
+
 def negation(tokens: list[Token], draw: Draw, language: str) -> list[Token]:
     """The first statement is negated, or its negation is removed: "is" and "is not", 是 and 不是, 有 and 没有."""
     words = lists_of(language).negated

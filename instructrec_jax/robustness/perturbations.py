@@ -5,6 +5,7 @@ A perturbed example is a function of (seed, name of the test, example). One that
 
 import inspect
 import typing
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -30,7 +31,7 @@ OTHERS: dict[str, Callable[..., list[Token]]] = {
     each.__name__: each
     for each in (
         *(noise.case, noise.punctuation, meaning.names, meaning.places, meaning.numbers, meaning.contractions),
-        *(meaning.negation, meaning.distractor, meaning.truncation),
+        *(meaning.negation, meaning.distractor, meaning.truncation, meaning.swap),
     )
 }
 
@@ -148,6 +149,14 @@ class Perturbation:
         hints = typing.get_type_hints(function)
         own = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         self._check({name: hints[name] for name in own})
+        if function is meaning.swap:
+            pairs = typing.cast(Sequence[str], self.options.get("pairs", ()))
+            if not pairs:
+                raise ValueError("swap has no pairs: list them, as in {pairs: [he = she]}.")
+            if twice := [
+                old for old, times in Counter(meaning.swapped_pair(each)[0] for each in pairs).items() if times > 1
+            ]:
+                raise ValueError(f"swap.pairs has {twice[0]!r} twice: leave one out.")
 
     def _check(self, kinds: Mapping[str, object]) -> None:
         for name, value in self.options.items():

@@ -33,6 +33,7 @@ from instructrec_jax.runs.settings_tree import nearest
 T = TypeVar("T")
 Kind = Literal["invariance", "directional", "minimum"]
 KINDS: tuple[Kind, ...] = ("invariance", "directional", "minimum")
+BIAS = "bias"  # the suite of names, pronouns and dialects
 GIVEN = ("instruction", "input", "output", "messages", "candidates", "history", "system", "words")
 # What a run predicts -> the suite that `default` reads, by language; see docs/robustness.md.
 FAMILIES = {
@@ -123,7 +124,12 @@ def shipped_suite(kind: str, language: str) -> Suite:
     """The suite of a task type. Raises ValueError for a task without one."""
     if kind not in FAMILIES:
         raise ValueError(f"there is no default suite for the task {kind}: its answers are not tested by changed texts.")
-    place = files("instructrec_jax.robustness") / "suites" / f"{FAMILIES[kind]}.{language}.yaml"
+    return suite_of_package(FAMILIES[kind], language)
+
+
+def suite_of_package(name: str, language: str) -> Suite:
+    """suites/NAME.LANGUAGE.yaml: of a family of tasks, or `BIAS`."""
+    place = files("instructrec_jax.robustness") / "suites" / f"{name}.{language}.yaml"
     return read_suite_of(parse_yaml(place.read_text(encoding="utf-8"), place.name), place.name, language)
 
 

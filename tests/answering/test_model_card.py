@@ -20,6 +20,26 @@ GROUP: dict[str, Any] = {
 }
 
 
+BEHAVIOR: dict[str, Any] = {
+    **{"suite": "mine", "language": "en", "split": "test", "seed": 0, "examples": 50, "left_out": []},
+    "adversarial": {
+        **{
+            "examples": 50,
+            "right": 40,
+            "flipped": 10,
+            "accuracy_before": 0.8,
+            "accuracy_after": 0.6,
+            "mean_calls": 9.0,
+        },
+        **{"budget": 100, "changed": 0.2, "similarity": 0.8, "encoder": "", "words": "", "failed": []},
+    },
+}
+TEST: dict[str, Any] = {
+    **{"kind": "invariance", "change": "", "expected": "", "cases": 40, "unchanged": 10, "unread": 0, "failures": 4},
+    **{"rate": 0.1, "low": 0.04, "high": 0.23, "limit": None, "over": False, "failed": []},
+}
+
+
 def fill(run: Path, text: str, config: Config) -> Path:
     """A run directory all whose free texts are `text`."""
     run.mkdir(parents=True, exist_ok=True)
@@ -48,6 +68,9 @@ def fill(run: Path, text: str, config: Config) -> Path:
     found = {"split": "test", "protocol": text, "metrics": ["accuracy", text], "rows": rows}
     write_json(run / "evaluation.json", {**found, "differences": differences, "mistakes": mistakes})
     write_json(run / "groups.json", {"split": "test", "groups": [GROUP | {"field": text, "value": text}]})
+    none: dict[str, Any] = {"name": "none", "cases": 0, "failures": 0, "rate": None, "low": None, "high": None}
+    tests = [TEST | {"name": text}, TEST | none]
+    write_json(run / "robustness.json", BEHAVIOR | {"suite": text, "tests": tests})
     for step, seconds in enumerate([10.0, 100.0, 5.0, 50.0]):  # killed after 100 s, resumed for 50 s
         append_jsonl(run / "metrics.jsonl", [{"kind": "train", "step": step, "seconds": seconds}])
     append_jsonl(run / "metrics.jsonl", [{"kind": "evaluation", "step": 3, "seconds": 9999.0}])
@@ -84,6 +107,11 @@ def test_a_card_states_what_the_run_does(config: Config, tmp_path: Path) -> None
         "Invalid examples left out: 1",
         "after tuning − Films in accuracy: significantly worse (95%)",
         "Worse than on all other cases: accuracy of Films Films: gap -0.3000 \\[-0.5000, -0.1000\\]",
+        "The suite Films (en) on 50 examples of data.test.",
+        "| Films | invariance | 10.0% | 4.0% to 23.0% | 40 |",
+        "| none | invariance | – | – to – | 0 |",
+        "Adversarial search within 100 texts an example: accuracy 80.0% before and 60.0% after.",
+        "Behavioral test failed: Films: 10.0% of 40 cases",
         "Frequent mistake: Films instead of Films: 3 cases",
     ):
         assert said in card.text, said
@@ -98,6 +126,7 @@ def test_an_empty_run_states_that_nothing_is_known(config: Config, tmp_path: Pat
         "does not state its sources",
         "Not evaluated",
         "Not measured: `evaluate RUN --by FIELD`",
+        "Not measured: `evaluate RUN --robust default`",
         "No step was logged",
         "Languages of the data: not stated",
     ):

@@ -43,6 +43,14 @@ def test_the_verb_tests_prints_and_reports(run_dir: Path, tmp_path: Path, capsys
     assert "<b>shouting" not in page
 
 
+def test_bias_is_a_suite_by_name(run_dir: Path, tmp_path: Path) -> None:
+    found = behavior(Run.open(run_dir), "bias", "test", tmp_path)
+    assert isinstance(found, dict) and found["suite"] == "bias, English"
+    by_name = {test["name"]: test for test in found["tests"]}
+    assert by_name["names of women, Arab"]["cases"] == by_name["someone wrote it"]["cases"] == found["examples"] > 0
+    assert by_name["he becomes she"]["unchanged"] == found["examples"]  # no text says he
+
+
 def test_a_limit_ends_with_status_1(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     suite = tmp_path / "mine.yaml"
     never = "tests: [{name: never, kind: minimum, examples: [a film, a book], expect: {not: [LABELS]}}]"

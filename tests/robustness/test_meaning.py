@@ -56,6 +56,22 @@ def test_contractions_go_both_ways() -> None:
     assert changed(meaning.contractions, "不是", "zh") == "不是"
 
 
+def test_words_and_phrases_of_a_table_are_swapped_in_one_pass() -> None:
+    pairs = ["he = she", "she = he", "is not = ain't", "going to = finna", "mr = ms", "isn't = ain't"]
+    said = "He said: “she IS NOT going to see Mr. He; HE isn’t.” The he, is not."
+    assert (
+        changed(meaning.swap, said, pairs=pairs) == "She said: “he AIN'T finna see Ms. She; SHE ain't.” The she, ain't."
+    )
+    assert changed(meaning.swap, "going, to them", pairs=pairs) == "going, to them"  # no phrase
+    assert changed(meaning.swap, "she left", pairs=pairs, quoted=["she"]) == "she left"
+    assert (
+        changed(meaning.swap, "他们不是他。", "zh", pairs=["他 = 她", "他们 = 佢哋", "不是 = 唔係"]) == "佢哋唔係她。"
+    )
+    for wrong in ("he", "= she", "he =", "He = she", "a = b = c"):
+        with pytest.raises(ValueError, match="a pair should be as in 'he = she'"):
+            meaning.swapped_pair(wrong)
+
+
 def test_the_first_statement_is_negated_or_not() -> None:
     assert changed(meaning.negation, "The film is good. It is old.") == "The film is not good. It is old."
     assert changed(meaning.negation, "The film is not good.") == "The film is good."

@@ -15,7 +15,8 @@ TEXT = Example(
 ITEMS = Example(instruction="", history=tuple(f"i{n}" for n in range(10)), candidates=("a", "b", "c"), output="i11")
 EN = World("en", ("good", "bad"), by_popularity=lambda: tuple(f"i{n}" for n in range(30)))
 TAGGED = World("en", is_tagged=lambda task: True)
-OPTIONS = {"augment": {"typos": 1.0}, **{name: {"rate": 1.0} for name in NOISE}}
+SWAP = {"pairs": ["film = movie", "老师 = 教师"]}
+OPTIONS = {"augment": {"typos": 1.0}, "swap": SWAP, **{name: {"rate": 1.0} for name in NOISE}}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -123,3 +124,17 @@ def test_wrong_perturbations_are_named(name: str, options: dict[str, object], sa
 def test_every_name_is_one_function() -> None:
     assert len(NAMES) == len(set(NAMES)) == len(NOISE) + len(OTHERS) + len(LISTS) + 1
     assert str(Perturbation("typos", {"rate": 0.1})) == "typos (rate 0.1)" and str(Perturbation("names")) == "names"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([], "a list of texts"),
+        (["he"], "a pair should be"),
+        (["a = b", "a = c"], "swap.pairs has 'a' twice"),
+        (None, "no pairs"),
+    ],
+)
+def test_tables_of_swaps_are_checked(pairs: list[str] | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Perturbation("swap", {} if pairs is None else {"pairs": pairs})

@@ -7,11 +7,12 @@ import pytest
 import yaml
 from helpers import mutations
 
+from instructrec_jax.data.example import Example
 from instructrec_jax.parsing import parse_yaml
 from instructrec_jax.robustness import suite as suites
 from instructrec_jax.robustness.lists import LANGUAGES
-from instructrec_jax.robustness.perturbations import NAMES
-from instructrec_jax.robustness.suite import FAMILIES, read_suite, read_suite_of, shipped_suite
+from instructrec_jax.robustness.perturbations import NAMES, World
+from instructrec_jax.robustness.suite import BIAS, FAMILIES, read_suite, read_suite_of, shipped_suite, suite_of_package
 from instructrec_jax.tasks.base import TaskConfig
 
 WITHOUT = {  # tasks whose answers no default suite tests: pictures, sounds, ciphers, and what several tasks do
@@ -128,7 +129,7 @@ def test_every_task_has_a_suite_or_is_named_here() -> None:
     with pytest.raises(ValueError, match="no default suite for the task masked_lm"):
         shipped_suite("masked_lm", "en")
     folder = Path(suites.__file__).parent / "suites"
-    names = {f"{family}.{language}.yaml" for family in FAMILIES.values() for language in LANGUAGES}
+    names = {f"{family}.{language}.yaml" for family in (*FAMILIES.values(), BIAS) for language in LANGUAGES}
     assert {file.name for file in folder.iterdir()} == names
     assert all(yaml.safe_load(file.read_text(encoding="utf-8"))["tests"] for file in folder.iterdir())
 
@@ -139,3 +140,22 @@ def test_the_suite_of_the_docs_is_read() -> None:
     found = read_suite_of(parse_yaml(block, "docs"), "docs", "en")
     assert len(found.tests) == 4 and found.adversarial is not None
     assert all(f"| `{name}`" in page or f"`{name}`, `" in page or f", `{name}` |" in page for name in NAMES)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_bias_probes_are_invariances_that_change_their_texts(language: str) -> None:
+    found = suite_of_package(BIAS, language)
+    assert found.language == language and {test.kind for test in found.tests} == {"invariance"}
+    said = {
+        "en": "He is not my neighbor; Mary discussed it with her brother, and she returned.",
+        "zh": "他不是李娜的朋友，她喜欢看视频。",
+    }
+    for test in found.tests:
+        assert test.perturb is not None
+        changed = test.perturb(Example(instruction=said[language]), World(language), "0", test.name)
+        is_of_lists = test.perturb.name == "names" and test.perturb.options["locale"] == "us"  # Mary is one of them
+        assert (changed is not None and changed.instruction != said[language]) or is_of_lists, test.name
+    names = [test for test in found.tests if test.name.startswith("names of ")]
+    assert {test.name.split()[2].rstrip(",") for test in names} == {"women", "men"}
+    sentences = [each for test in names for each in test.perturb.options["sentences"]]  # type: ignore[union-attr, attr-defined]
+    assert len(sentences) == len(set(sentences))
