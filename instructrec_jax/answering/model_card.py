@@ -119,13 +119,17 @@ class Facts:
     def seconds(self) -> float:
         """Wall-clock time of all processes that trained, one after another; 0: no line was logged.
 
-        `seconds` counts from the start of a process, so each ends with its largest value.
+        `seconds` counts from the start of a process, so each ends with its largest value. A line begins another process
+        where less time passed since the line before than its own tokens took.
         """
-        total = last = 0.0
+        total = last = tokens = 0.0
         for row in self.metrics:
-            now = finite(row.get("seconds")) if row["kind"] == "train" else None
-            if now is not None:
-                total, last = total + (last if now < last else 0.0), now
+            now, all_tokens, rate = (finite(row.get(name)) for name in ("seconds", "tokens", "tokens_per_second"))
+            if row["kind"] != "train" or now is None:
+                continue
+            window = 0.0 if all_tokens is None or not rate else (all_tokens - tokens) / rate
+            total, last = total + (last if now < last or now - last < window / 2 else 0.0), now
+            tokens = all_tokens or tokens
         return total + last
 
 

@@ -350,7 +350,7 @@ def _measure_logged(plan: Plan, arm: Arm, out: Path, train: Train) -> Measured:
 
 def plan_of(options: Namespace, rest: list[str]) -> Plan:
     """The plan of `--shots`. Raises ValueError beside options of another evaluation."""
-    others = ("step", "average", "beside", "hybrid", "rerank", "wordings", "lm_eval", "limit", "explanations")
+    others = ("step", "average", "beside", "hybrid", "rerank", "wordings", "lm_eval", "limit", "explanations", "by")
     given = [f"--{name}" for name in others if getattr(options, name)] + [str(path) for path in options.paths[1:]]
     if given:
         raise ValueError(f"--shots trains the pretrained backbone in several ways: leave out {' and '.join(given)}.")

@@ -151,6 +151,23 @@ def test_no_text_of_a_run_breaks_its_card(evil: str, config: Config, tmp_path: P
         assert re.match(r"#* |- |\||", line)[0] == re.match(r"#* |- |\||", other)[0], line  # type: ignore[index]
 
 
+@pytest.mark.parametrize(
+    ("lines", "seconds"),
+    [
+        ([(10.0, 100, 10.0), (20.0, 200, 10.0)], 20.0),
+        ([(10.0, 100, 10.0), (2.0, 110, 10.0)], 12.0),  # resumed
+        ([(10.0, 100, 10.0), (12.0, 200, 10.0)], 22.0),  # resumed, and slow to begin: 100 tokens took 10 s, not 2
+        ([(10.0, 100, 10.0), (500.0, 200, 10.0)], 500.0),  # a long evaluation between
+        ([(10.0, 100, None), (20.0, 200, 0.0)], 20.0),
+        ([], 0.0),
+    ],
+)
+def test_the_time_of_training(lines: list[Any], seconds: float, config: Config) -> None:
+    rows = [{"kind": "train", "seconds": s, "tokens": t, "tokens_per_second": rate} for s, t, rate in lines]
+    facts = Facts(config, {}, {}, {"split": "", "groups": []}, None, rows, [])
+    assert facts.seconds == pytest.approx(seconds)
+
+
 def test_plain_texts() -> None:
     assert plain("- macro_f1 of _a_ <b>") == "\\- macro_f1 of \\_a\\_ &lt;b&gt;"
     assert plain("1. a") == "1\\. a" and cell("-0.5") == "-0.5" and cell("a\\|b\n c") == "a\\\\\\|b  c"

@@ -47,6 +47,7 @@ from instructrec_jax.data.fields import FieldsConfig
 from instructrec_jax.data.packing import unpacked
 from instructrec_jax.data.usual_columns import RecordMapper
 from instructrec_jax.distributed.mesh import data_shards
+from instructrec_jax.evaluation import groups
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.runs.data import buckets
@@ -189,14 +190,25 @@ def test_packed_split_and_spread_as_one_batch(
 
 
 @pytest.mark.parametrize("name", named(name for name in CASES if name != "masked_lm"))
-def test_answers_are_what_an_evaluation_writes(name: str, networks: Any, tmp_path: Path) -> None:
-    """For records without targets, whatever order they come in."""
+def test_answers_are_what_an_evaluation_writes(
+    name: str, networks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For records without targets, whatever order they come in. And `evaluate --by` finds the cases of each metric."""
     made = alone(name, networks, tmp_path, dropout=False, lora=False)
     task = made.task
     predict = predictor(task, made.model.graphdef, made.mesh, (32, 64, LENGTH))(made.model.params)
     task.generation = GenerationConfig(max_new_tokens=4)
-    examples = examples_of(name)
-    measured = task.score(predict, task.encode(examples)).predictions
+    examples = [replace(e, origin={**e.origin, "column half": "ab"[n % 2]}) for n, e in enumerate(examples_of(name))]
+    encoded = task.encode(examples)
+    scores = task.score(predict, encoded)
+    measured = scores.predictions
+    monkeypatch.setattr(groups, "LEAST", 1)
+    parts = groups.group_metrics(task, {"": scores}, groups.groups_by({"": encoded}, ["half"]), task.metric, "tuned")
+    assert parts or not (scores.cases or scores.corpus)
+    for metric in {part["metric"] for part in parts}:
+        values = scores.cases.get(metric)
+        count = scores.corpus[metric].cases if values is None or metric in scores.corpus else np.sum(~np.isnan(values))
+        assert sum(part["cases"] for part in parts if part["metric"] == metric) == count, metric
     asked = [replace(e, output=None, where=f"line {number}") for number, e in enumerate(examples)]
     if not getattr(task, "retrieves", True):
         asked = [replace(e, candidates=tuple(r["prediction"])) for e, r in zip(asked, measured, strict=True)]
