@@ -147,7 +147,7 @@ def _shown(
         groups=groups,
     )
     if groups:
-        once(lambda: keep_groups(out, run.path if run.trained else out))
+        once(lambda: keep_groups(run, split, out))
     return said
 
 

@@ -35,9 +35,13 @@ def columns_of(run: Run, split: Split) -> list[str]:
     return list(dict.fromkeys(column for path in files for column in peek(open_files(find_files(path)))[0]))
 
 
-def keep_groups(out: Path, folder: Path) -> Path:
-    """Writes groups.json into `folder` from the evaluation.json in `out`, and the report; returns the report's path."""
+def keep_groups(run: Run, split: Split, out: Path) -> Path:
+    """Writes groups.json from the evaluation.json in `out`, and the report, into the run directory (of a HuggingFace
+    folder: into `out`); returns the report's path."""
+    folder = run.path if run.trained else out
     evaluation: Evaluation = read_json(out / "evaluation.json", Evaluation)
-    kept: KeptGroups = {"split": evaluation.get("split") or "", "groups": evaluation.get("groups") or []}
+    sources = [each.name or each.path for each in getattr(run.config.data, split)]
+    groups = evaluation.get("groups") or []
+    kept: KeptGroups = {"split": evaluation.get("split") or "", "sources": sources, "groups": groups}
     write_json(folder / GROUPS, kept)
     return write_report(folder)

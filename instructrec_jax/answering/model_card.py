@@ -32,6 +32,7 @@ from instructrec_jax.evaluation.tables import (
     lower_is_better,
     value_of,
     verdict,
+    with_intervals,
 )
 from instructrec_jax.files import read_json, read_jsonl, write_text
 from instructrec_jax.runs.config import Config
@@ -96,7 +97,7 @@ class Facts:
         """Raises ValueError for a folder that is no run directory, and naming a malformed file."""
         require_run(run)
         places = [run / "evaluation.json", run / "evaluation" / "evaluation.json"]
-        nothing: KeptGroups = {"split": "", "groups": []}
+        nothing: KeptGroups = {"split": "", "sources": [], "groups": []}
         no_summary: Summary = {}
         evaluated: list[Evaluation] = [read_json(path, Evaluation) for path in places if path.exists()]
         return cls(
@@ -267,11 +268,12 @@ def _results(facts: Facts) -> str:
     if not rows:
         return "Not evaluated: the run directory has no evaluation.json with results."
     about = [f"{heading(evaluation.get('split') or NOT_STATED)}.", evaluation.get("protocol") or ""]
-    head = ["", *(name for metric in metrics for name in (metric, "95% interval"))]
-    cells = [
-        [row["name"], *(said for name in metrics for said in (digits(value_of(row, name)), interval_of(row, name)))]
-        for row in rows
-    ]
+    known = with_intervals(rows)
+    head = ["", *(said for name in metrics for said in (name, *(["95% interval"] if name in known else [])))]
+    cells = [[row["name"]] for row in rows]
+    for row, line in zip(rows, cells, strict=True):
+        for name in metrics:
+            line += [digits(value_of(row, name)), *([interval_of(row, name)] if name in known else [])]
     notes = [f"{row['name']}: {row['note']}" for row in rows if row.get("note")]
     return "\n\n".join([plain(" ".join(about)), table(head, cells), *map(plain, notes)])
 
@@ -279,7 +281,8 @@ def _results(facts: Facts) -> str:
 def _groups(kept: KeptGroups) -> str:
     if not kept["groups"]:
         return f"{NOT_MEASURED.capitalize()}: `evaluate RUN --by FIELD` measures them."
-    parts = [f"{plain(heading(kept['split']))}. Gaps are to all other cases, the largest first."]
+    of = plain(f"{heading(kept['split'])} ({', '.join(kept['sources'])})")
+    parts = [f"{of}. Gaps are to all other cases, the largest first."]
     for title, rows in group_tables(kept["groups"]):
         parts += [plain(title), table(["", *GROUP_COLUMNS], ([row["value"], *group_cells(row)] for row in rows))]
     return "\n\n".join(parts)

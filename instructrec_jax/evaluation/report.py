@@ -48,9 +48,10 @@ GROUPS = "groups.json"
 
 
 class KeptGroups(TypedDict):
-    """groups.json: what `evaluate --by` measured last; see `tables.Group`."""
+    """groups.json: what `evaluate --by` measured last, on which sources; see `tables.Group`."""
 
     split: str
+    sources: list[str]
     groups: list[Group]
 
 
@@ -243,7 +244,7 @@ def _by_group(kept: KeptGroups | None) -> dict[str, object] | None:
     ]
     first = kept["groups"][0]["metric"]
     return {
-        "heading": heading(kept["split"]),
+        "heading": f"{heading(kept['split'])} ({', '.join(kept['sources'])})",
         "columns": tables.GROUP_COLUMNS,
         "first": [each for each in made if each["metric"] == first],
         "others": [each for each in made if each["metric"] != first],

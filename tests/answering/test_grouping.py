@@ -1,6 +1,7 @@
 """`evaluate --by`: from a plain column of the test file to table, files and report."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_a_plain_column_becomes_groups(run: Config, tmp_path: Path, capsys: pyte
         assert part["cases"] == own.sum() and part["mean"] == pytest.approx(right[own].mean(), abs=1e-6)
         assert part["gap"] == pytest.approx(right[own].mean() - right[~own].mean(), abs=1e-6)
     kept = read_json(Path(run.run_dir) / "groups.json")
-    assert kept == {"split": "test", "groups": evaluation["groups"]}
+    assert kept == {"split": "test", "sources": [run.data.test[0].path], "groups": evaluation["groups"]}
     page = (Path(run.run_dir) / "report.html").read_text(encoding="utf-8")
     assert "<h2>Groups</h2>" in page and "&lt;b&gt;|m" in page and "<b>|m" not in page
 
@@ -97,4 +98,6 @@ def test_columns_and_kept_groups(run: Config, tmp_path: Path) -> None:
     assert kept.config.data.train == opened.config.data.train
     assert set(COLUMNS) < set(columns_of(opened, "test"))
     write_json(tmp_path / "evaluation.json", {"split": "test", "groups": []})
-    assert "<h2>Groups</h2>" not in keep_groups(tmp_path, tmp_path).read_text(encoding="utf-8")
+    folder = replace(opened, path=tmp_path, trained=False)
+    assert "<h2>Groups</h2>" not in keep_groups(folder, "test", tmp_path).read_text(encoding="utf-8")
+    assert (tmp_path / "groups.json").exists()

@@ -67,7 +67,9 @@ def fill(run: Path, text: str, config: Config) -> Path:
     mistakes = [{"reference": text, "prediction": text, "count": 3, "pictures": []}]
     found = {"split": "test", "protocol": text, "metrics": ["accuracy", text], "rows": rows}
     write_json(run / "evaluation.json", {**found, "differences": differences, "mistakes": mistakes})
-    write_json(run / "groups.json", {"split": "test", "groups": [GROUP | {"field": text, "value": text}]})
+    write_json(
+        run / "groups.json", {"split": "test", "sources": [text], "groups": [GROUP | {"field": text, "value": text}]}
+    )
     none: dict[str, Any] = {"name": "none", "cases": 0, "failures": 0, "rate": None, "low": None, "high": None}
     tests = [TEST | {"name": text}, TEST | none]
     write_json(run / "robustness.json", BEHAVIOR | {"suite": text, "tests": tests})
@@ -99,6 +101,7 @@ def test_a_card_states_what_the_run_does(config: Config, tmp_path: Path) -> None
         "License of the backbone: Films",
         "| Films | train | 1,234 | Films | en, zh |",
         "| after tuning | 0.5000 | 0.4000 to 0.6000 |",
+        "Results on test (Films). Gaps are",
         "By Films: accuracy of tuned, and the gap to all other cases",
         "Expected calibration error (ece): 0.1250",
         "Time: 150 s (0.04 h) on 2 devices",
@@ -164,7 +167,7 @@ def test_no_text_of_a_run_breaks_its_card(evil: str, config: Config, tmp_path: P
 )
 def test_the_time_of_training(lines: list[Any], seconds: float, config: Config) -> None:
     rows = [{"kind": "train", "seconds": s, "tokens": t, "tokens_per_second": rate} for s, t, rate in lines]
-    facts = Facts(config, {}, {}, {"split": "", "groups": []}, None, rows, [])
+    facts = Facts(config, {}, {}, {"split": "", "sources": [], "groups": []}, None, rows, [])
     assert facts.seconds == pytest.approx(seconds)
 
 
