@@ -24,6 +24,7 @@ class EvaluationConfig:
     metric: str | None = None  # metric that selects the best checkpoint and stops early; null: the task's own
     patience: int | None = None  # stop after N evaluations without an improvement; null: never
     max_examples: int | None = None  # evaluate on the first N validation examples; null: all
+    compare: bool = True  # after training: evaluate it beside the network before tuning and baselines, for the report
     fuse: bool = True  # rankers: after training, mix in the baseline that helps most on data.validation, if one does
     segment_by: str | None = None  # also report each value of this field of the examples' `origin` separately
 
