@@ -255,7 +255,7 @@ def train_run(
 
         train_run("my.yaml")
         train_run({"task.type": "classification", "data.train": ["reviews.csv"], "backbone.path": "films", "steps": 20})
-        train_run({"task.type": "classification", "backbone.path": "films"}, train=[{"text": "dull", "label": "bad"}, ...])
+        train_run({"task.type": "classification", "backbone.path": "films"}, train=[{"text": "dull", "label": "bad"}])
 
     Args:
       settings: the path of a YAML file, a mapping of settings (see `runs.config.load`), or a whole Config.

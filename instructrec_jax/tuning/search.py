@@ -17,7 +17,7 @@ from instructrec_jax.evaluation.tables import digits
 from instructrec_jax.extras import require
 from instructrec_jax.files import as_json, read_json, write_json
 from instructrec_jax.runs.config import Config, to_dict
-from instructrec_jax.tasks.search_space import Options, Range, SearchSpace
+from instructrec_jax.tasks.search_space import Options, SearchSpace
 from instructrec_jax.tuning.space import own_values, with_settings
 from instructrec_jax.tuning.trials import Trial, file_of, goal_of, keep, read_trial, run_of, trained
 
@@ -51,9 +51,9 @@ class Found:
 def search(config: Config, space: SearchSpace, out: Path, *, trials: int, seed: int = 0) -> Found:
     """Trains `trials` settings, and returns them.
 
-    The first trial has the settings as given, if they are inside the space. A trial is stopped at an evaluation where it is
-    below the median of the finished ones at that step (Golovin et al., 2017, "Google Vizier", section 3.2.2). The test
-    data are not opened.
+    The first trial has the settings as given, if they are inside the space. A trial is stopped at an evaluation where
+    its best value so far is worse than the median of the finished ones at that step (Golovin et al., 2017, "Google
+    Vizier", section 3.2.2). The test data are not opened.
 
     Args:
       out: folder of the search; trials that are there are not repeated.
@@ -87,8 +87,8 @@ def check(config: Config, trials: int) -> None:
         raise ValueError("tune compares trials on data.validation, which lists no sources.")
     if not 0 < config.evaluation.every <= config.steps:
         raise ValueError(
-            f"tune compares trials by their evaluations, but evaluation.every is {config.evaluation.every} and steps is "
-            f"{config.steps}: set evaluation.every to a tenth of the steps, say."
+            f"tune compares trials by their evaluations, but evaluation.every is {config.evaluation.every} and steps "
+            f"is {config.steps}: set evaluation.every to a tenth of the steps, say."
         )
 
 

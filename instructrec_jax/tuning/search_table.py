@@ -19,7 +19,7 @@ def table_of(found: Found) -> list[tuple[str, ...]]:
         value = found.value(trial) if trial.evaluations else 0.0
         return order[trial.state], -value if found.greater else value
 
-    rows = [("trial", found.metric, "step", "seconds", "", "settings")]
+    rows: list[tuple[str, ...]] = [("trial", found.metric, "step", "seconds", "", "settings")]
     for trial in sorted(found.trials, key=place):
         step, value = trial.best(greater=found.greater) if trial.evaluations else (0, float("nan"))
         state = "as given" if trial is found.given and trial.state == "finished" else trial.state

@@ -16,7 +16,10 @@ def default_space(config: Config) -> SearchSpace:
     """The learning rate, around that of the settings or their default, the weight decay, and what the task declares."""
     kind = "lora" if config.lora.on else "new" if config.backbone.random_init else "pretrained"
     rate = config.optimizer.learning_rate or DEFAULT_RATES[kind]
-    own = {"optimizer.learning_rate": around(rate), "optimizer.weight_decay": Options((0.0, 0.01, 0.1))}
+    own: dict[str, Range | Options] = {
+        "optimizer.learning_rate": around(rate),
+        "optimizer.weight_decay": Options((0.0, 0.01, 0.1)),
+    }
     return {**own, **config.task.search_space}
 
 
