@@ -76,6 +76,7 @@ class Markov:
 
 
 ALL = 1_000_000  # last items of a history: all of them
+BLOCK = 500  # items of ItemKNN at once
 LINKS = 100_000_000  # of coKNN in memory, 12 bytes each
 PAIRS = 10_000_000  # of items whose links are counted at once
 
@@ -250,13 +251,16 @@ class ItemKNN:
         self.neighbors, self.shrink, self.decay = neighbors, shrink, decay
 
     def fit(self, sequences: Sequence[ArrayLike], num_items: int) -> Self:
-        together = _together(sequences, num_items).tocoo()
-        counts = together.diagonal()
-        other = together.row != together.col
-        rows, columns, both = together.row[other], together.col[other], together.data[other]
-        similar = both / (np.sqrt(counts[rows] * counts[columns]) + self.shrink)
-        links = scipy.sparse.csr_array((similar, (rows, columns)), shape=together.shape)
-        self.links = _strongest(links, self.neighbors)
+        held = _held(sequences, num_items)
+        counts = held.sum(axis=0)
+        parts = []
+        for start in range(0, num_items, BLOCK):
+            rows = np.arange(start, min(start + BLOCK, num_items))
+            both = (held[:, rows].T @ held).toarray()
+            both[np.arange(len(rows)), rows] = 0  # not itself
+            similar = both / np.maximum(np.sqrt(counts[rows, None] * counts) + self.shrink, 1)
+            parts.append(_largest(similar, self.neighbors))
+        self.links = scipy.sparse.vstack(parts, format="csr")
         self.fallback = 1e-9 * counts / (counts.max(initial=0) + 1)
         return self
 
@@ -280,7 +284,8 @@ class EASE:
         self.regularization, self.decay = regularization, decay
 
     def fit(self, sequences: Sequence[ArrayLike], num_items: int) -> Self:
-        gram = _together(sequences, num_items).toarray()
+        held = _held(sequences, num_items)
+        gram = (held.T @ held).toarray()
         counts = gram.diagonal().copy()
         gram[np.diag_indices(num_items)] += self.regularization
         inverse = scipy.linalg.inv(gram, overwrite_a=True)
@@ -407,12 +412,23 @@ def _strongest(links: "scipy.sparse.csr_array", most: int) -> "scipy.sparse.csr_
     return scipy.sparse.csr_array((links.data[kept], (rows[kept], links.indices[kept])), shape=links.shape)
 
 
-def _together(sequences: Sequence[ArrayLike], num_items: int) -> "scipy.sparse.csr_array":
-    """[items, items]: the number of sequences that hold both; on the diagonal, that hold the item."""
+def _held(sequences: Sequence[ArrayLike], num_items: int) -> "scipy.sparse.csc_array":
+    """[sequences, items]: 1 where a sequence holds an item."""
     items, owners = _flatten(sequences, num_items)
-    held = scipy.sparse.csr_array((np.ones(len(items)), (owners, items)), shape=(len(sequences), num_items))
-    held.data[:] = 1  # (duplicates were summed)
-    return (held.T @ held).tocsr()
+    held = scipy.sparse.csc_array((np.ones(len(items)), (owners, items)), shape=(len(sequences), num_items))
+    held.sum_duplicates()
+    held.data[:] = 1
+    return held
+
+
+def _largest(values: np.ndarray, most: int) -> "scipy.sparse.csr_array":
+    """The `most` largest entries above 0 of each row; of equal ones, those of the lowest columns."""
+    if most < values.shape[1]:
+        least = np.partition(values, -most, axis=1)[:, -most, None]
+        above, equal = values > least, values == least
+        room = most - above.sum(axis=1, keepdims=True)
+        values = np.where(above | (equal & (equal.cumsum(axis=1) <= room)), values, 0)
+    return scipy.sparse.csr_array(values)
 
 
 def _history_weights(

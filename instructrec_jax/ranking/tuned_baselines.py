@@ -23,6 +23,7 @@ KNN_GRID: Grid = {
 }
 ITEM_KNN_GRID: Grid = {"decay": (0.8, 1.0, 0.5), "shrink": (10.0, 0.0, 100.0), "neighbors": (100, 20, 500)}
 EASE_GRID: Grid = {"decay": (0.8, 1.0, 0.5), "regularization": (250.0, 50.0, 1000.0)}
+DECAY = "decay"  # weights of a history's items, which no fit depends on
 FEW_INTERACTIONS = 20_000  # of randomly drawn users, for tuning what is slow to fit
 CASES = 3  # last validation items of a user that are cases
 MOST_CASES = 3_000  # of randomly drawn users
@@ -58,15 +59,19 @@ def tuned(
     cases = [case for user in users for case in _cases(known[user], held_out[user])][:MOST_CASES]
     chosen = {name: values[0] for name, values in grid.items()}
     if cases:
-        fitted_to = known if most is None else [known[user] for user in users]
-        qualities: dict[tuple[object, ...], float] = {}
+        latest: dict[tuple[object, ...], B] = {}  # the last one fitted, because decays are settings of scoring alone
+
+        def quality(settings: dict[str, object]) -> float:
+            key = tuple(value for name, value in settings.items() if name != DECAY)
+            if key not in latest:
+                latest.clear()
+                latest[key] = make(**settings).fit(known if most is None else [known[u] for u in users], num_items)
+            model = latest[key]
+            vars(model).update({DECAY: settings[DECAY]} if DECAY in settings else {})
+            return _quality(model, cases)
+
         for name, values in grid.items():
-            for value in values:
-                settings = chosen | {name: value}
-                key = tuple(settings.values())
-                if key not in qualities:
-                    qualities[key] = _quality(make(**settings).fit(fitted_to, num_items), cases)
-            chosen[name] = max(values, key=lambda value: qualities[tuple((chosen | {name: value}).values())])
+            chosen[name] = max(values, key=lambda value, name=name: quality(chosen | {name: value}))  # type: ignore[misc]
     return make(**chosen).fit(train, num_items)
 
 
