@@ -29,7 +29,7 @@ from instructrec_jax.evaluation.layout import text_width
 from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.evaluation.tables import wrapped
 from instructrec_jax.files import write_json
-from instructrec_jax.runs.checkpoint_metric import check_metric, chosen_metric, evaluation_failed, measure_of
+from instructrec_jax.runs.checkpoint_metric import check_metric, chosen_metric, evaluation_failed, measure_of, patience_of
 from instructrec_jax.runs.config import Config, load, main_guard, parse, to_dict
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.directory import (
@@ -148,7 +148,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
     passing = (ValueError, FloatingPointError)
     with Interrupt() as interrupt, closing(checkpoints), bar, tracker, profiler, guard(passing):
         batches = data.batches(step, config.steps, progress.stream)
-        patience = config.evaluation.patience
+        patience = patience_of(config)
         while step < config.steps and not interrupt.after(step) and not progress.out_of_patience(patience):
             if task.refresh_every and step % task.refresh_every == 0:
                 with heartbeat(f"computing {task.refreshes} at step {step}", bar.print):

@@ -14,10 +14,7 @@ space has a line for each setting:
 OUT/best.yaml has the best settings. Needs the extra tune.
 """
 
-import sys
-from pathlib import Path
-
-from instructrec_jax.answering.arguments import SETTINGS, parse_with_settings, verb_parser
+from instructrec_jax.answering.arguments import parse_with_settings, tune_parser
 from instructrec_jax.runs.config import Config, main_guard, parse
 from instructrec_jax.tuning.search import search
 from instructrec_jax.tuning.search_table import written
@@ -25,17 +22,11 @@ from instructrec_jax.tuning.space import default_space, read_space
 
 
 def main(args: list[str]) -> None:
-    parser = verb_parser("tune", __doc__, SETTINGS)
-    add = parser.add_argument
-    add("--trials", type=int, required=True, metavar="N", help="settings to try, also those of earlier calls")
-    add("--space", type=Path, metavar="FILE", help="YAML of settings and their ranges; default: the task's")
-    add("--out", type=Path, default=Path("tuned"), metavar="FOLDER", help="of the search (default: tuned)")
-    add("--search_seed", type=int, default=0, metavar="N", help="random seed of the proposals (default: 0)")
-    options, rest = parse_with_settings(parser, args)
+    options, rest = parse_with_settings(tune_parser(__doc__), args)
     config = parse(Config, rest)
     space = default_space(config) if options.space is None else read_space(options.space)
     found = search(config, space, options.out, trials=options.trials, seed=options.search_seed)
-    print(written(found, config, options.out), file=sys.stdout)
+    print(written(found, config, options.out))
 
 
 if __name__ == "__main__":

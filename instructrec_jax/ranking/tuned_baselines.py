@@ -71,7 +71,8 @@ def tuned(
             return _quality(model, cases)
 
         for name, values in grid.items():
-            chosen[name] = max(values, key=lambda value, name=name: quality(chosen | {name: value}))  # type: ignore[misc]
+            found = {value: quality(chosen | {name: value}) for value in values}
+            chosen[name] = max(values, key=found.__getitem__)
     return make(**chosen).fit(train, num_items)
 
 
@@ -87,7 +88,7 @@ def _quality(model: Baseline, cases: Sequence[tuple[np.ndarray, int]]) -> float:
     for start in range(0, len(cases), BLOCK):
         histories, positives = zip(*cases[start : start + BLOCK], strict=True)
         seen = [history[history != item] for history, item in zip(histories, positives, strict=True)]
-        gains.append(ndcg_at(mask(model.score(histories), seen), np.array(positives)))
+        gains.append(ndcg_at(mask(model.score(histories), seen), positives))
     return float(np.concatenate(gains).mean())
 
 
