@@ -128,6 +128,16 @@ def evaluate_parser(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
+def tune_parser(doc: str) -> argparse.ArgumentParser:
+    parser = verb_parser("tune", doc, SETTINGS)
+    add = parser.add_argument
+    add("--trials", type=int, required=True, metavar="N", help="settings to try, also those of earlier calls")
+    add("--space", type=Path, metavar="FILE", help="YAML of settings and their ranges; default: the task's")
+    add("--out", type=Path, default=Path("tuned"), metavar="FOLDER", help="of the search (default: tuned)")
+    add("--search_seed", type=int, default=0, metavar="N", help="random seed of the proposals (default: 0)")
+    return parser
+
+
 def export_parser(doc: str) -> argparse.ArgumentParser:
     parser = verb_parser("export", doc)
     add = parser.add_argument

@@ -241,7 +241,7 @@ def _check_sources(data: object) -> None:
         if examples or hasattr(value, "columns"):
             raise ConfigError(
                 f"`data.{split}` holds examples, but should name sources, such as reviews.csv. Give examples as "
-                f"tune(settings, {split}=[...])."
+                f"train_run(settings, {split}=[...])."
             )
 
 

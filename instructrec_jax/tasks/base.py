@@ -33,6 +33,7 @@ from instructrec_jax.tasks.encoded import Encoded
 from instructrec_jax.tasks.objective import Choice, Objective
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.scores import Scores
+from instructrec_jax.tasks.search_space import SearchSpace
 
 T = TypeVar("T")
 
@@ -61,6 +62,11 @@ class TaskConfig(draccus.ChoiceRegistry):
     def label_names(self) -> list[str] | None:
         """The labels to choose from (empty: those of the training examples); None for a task without labels."""
         return None
+
+    @property
+    def search_space(self) -> SearchSpace:
+        """What `tune` searches beside the learning rate and the weight decay, or in their place."""
+        return {}
 
     answers_are_numbers: ClassVar[bool] = False  # whether the task learns from numbers
 
