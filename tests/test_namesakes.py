@@ -28,6 +28,7 @@ ELSEWHERE = {
             *("mpnet", "paligemma", "roberta", "siglip", "vit"),
         )
     },
+    "backbones/noted": "compression/test_calibration.py",
     "labeling/shots_table": "labeling/test_shots.py",
     "tasks/generation/written_objectives": "explanation/test_explain.py",
     "preparation/films/texts": "preparation/test_films.py",
