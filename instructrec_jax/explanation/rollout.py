@@ -67,7 +67,8 @@ class Rollout:
 
     def _layers(self, attention: Tree) -> list[np.ndarray]:
         """The weights of each layer, float64 [length, length], from the first to the last."""
-        stack = self.run.model.network.backbone.layers
+        backbone: Any = self.run.model.network.backbone
+        stack: Stack = backbone.layers
         found: dict[int, np.ndarray] = {}
         for block in stack.blocks:
             (values,) = jax.tree.leaves(attention[block.name])
@@ -88,10 +89,10 @@ class Rollout:
                 for _, module in nnx.iter_modules(getattr(stack, block.name)):
                     if hasattr(module, "weights"):
                         module.weights = nnx.Param(jnp.zeros((block.count, rows, length, length)))
-            rest_def, zeros, rest = nnx.split(model, lambda path, _: path[-1] == "weights", ...)
+            noting, zeros, *others = nnx.split(model, lambda path, _: path[-1] == "weights", ...)
 
             def total(zeros: nnx.State[Hashable, object]) -> jax.Array:
-                network: Any = nnx.merge(rest_def, zeros, rest)
+                network: Any = nnx.merge(noting, zeros, *others)
                 return network.hidden(batch).astype(jnp.float32).sum()
 
             return nnx.to_pure_dict(jax.grad(total)(zeros))["backbone"]["layers"]
