@@ -271,8 +271,9 @@ def explain_parser(doc: str) -> argparse.ArgumentParser:
     add("--target", metavar="NAME", help="label, candidate or item to explain; default: the prediction")
     add("--against", metavar="NAME", help="why the target and not this label, candidate or item")
     add("--word", help="explain only the tag of this word, or this written token")
-    methods = "integrated (gradients; default), gradient (times input), occlusion"
-    add("--method", choices=("integrated", "gradient", "occlusion"), nargs="+", default=["integrated"], help=methods)
+    methods = "integrated (gradients; default), gradient (times input), occlusion, rollout (of attention)"
+    choices = ("integrated", "gradient", "occlusion", "rollout")
+    add("--method", choices=choices, nargs="+", default=["integrated"], help=methods)
     baseline = "what stands for the words: mask, pad or zero; default: mask where the tokenizer has one, else zero"
     add("--baseline", choices=("mask", "pad", "zero"), help=baseline)
     most = "steps of the integral at most, a power of two (default: 512)"
