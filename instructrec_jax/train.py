@@ -29,7 +29,13 @@ from instructrec_jax.evaluation.layout import text_width
 from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.evaluation.tables import wrapped
 from instructrec_jax.files import write_json
-from instructrec_jax.runs.checkpoint_metric import check_metric, chosen_metric, evaluation_failed, measure_of, patience_of
+from instructrec_jax.runs.checkpoint_metric import (
+    check_metric,
+    chosen_metric,
+    evaluation_failed,
+    measure_of,
+    patience_of,
+)
 from instructrec_jax.runs.config import Config, load, main_guard, parse, to_dict
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.directory import (

@@ -9,7 +9,6 @@ from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.tasks.base import Encoded
 from instructrec_jax.training.state import merge_params
 
-
 RANKER_PATIENCE = 5  # a ranker of a catalogue learns its training users by heart soon
 
 

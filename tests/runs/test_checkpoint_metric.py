@@ -4,7 +4,13 @@ import pytest
 from tiny_runs import changed
 
 from instructrec_jax.data.sources import SourceConfig
-from instructrec_jax.runs.checkpoint_metric import RANKER_PATIENCE, chosen_metric, evaluation_failed, measure_of, patience_of
+from instructrec_jax.runs.checkpoint_metric import (
+    RANKER_PATIENCE,
+    chosen_metric,
+    evaluation_failed,
+    measure_of,
+    patience_of,
+)
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks.ranking.retrieval import RetrievalConfig
 from instructrec_jax.tasks.ranking.sequence import SequenceConfig
