@@ -1,4 +1,4 @@
-"""Attention rollout against the weights that PyTorch's networks give."""
+"""Attention rollout (and `backbones.noted` under it) against the weights that PyTorch gives."""
 
 from pathlib import Path
 from typing import Any
