@@ -32,7 +32,6 @@ ELSEWHERE = {
     "tuning/search_table": "tuning/test_search.py",
     "tuning/trials": "tuning/test_search.py",
     "tasks/search_space": "tuning/test_space.py",
-    "backbones/noted": "explanation/test_rollout.py",
     "labeling/shots_table": "labeling/test_shots.py",
     "tasks/generation/written_objectives": "explanation/test_explain.py",
     "preparation/films/texts": "preparation/test_films.py",
