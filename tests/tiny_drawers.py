@@ -57,6 +57,7 @@ def vqgan(folder: Path, dtype: Any = np.float32, **changes: Any) -> Path:
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
 
+
 DALLEBART: dict[str, Any] = dict(
     activation_dropout=0.0,
     activation_function="gelu",
@@ -140,4 +141,22 @@ def dallebart(folder: Path, dtype: Any = np.float32, **changes: Any) -> Path:
         values = 0.2 * rng.normal(size=shape)
         tensors[name] = (values + name.endswith("scale")).astype(dtype)
     save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def dalle_mini(folder: Path, words: Path) -> Path:
+    """A DalleBart with dropout, the tokenizer of `words`, and a VQGAN: pictures of 16 pixels as 4 of 13 codes.
+
+    As in dalle-mega, the network knows more codes than there are.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(words)
+    rates = {name: 0.1 for name in ("dropout", "attention_dropout", "activation_dropout")}
+    ids = {name: 15 for name in ("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id")}
+    sizes = dict(d_model=32, encoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=32, decoder_layers=2)
+    texts = dict(encoder_vocab_size=len(tokenizer), max_text_length=128)
+    dallebart(folder, image_vocab_size=15, image_length=4, **rates, **ids, **sizes, **texts)
+    tokenizer.save_pretrained(folder)
+    vqgan(folder / "image_tokenizer", ch_mult=[1, 1, 1, 2], attn_resolutions=[2], num_res_blocks=1, n_embed=13)
     return folder

@@ -204,9 +204,7 @@ def find_places(
     prefix = family_of(hf_config).prefix
     for target in targets or [""]:
         if not any(matches(target, name, prefix, setting) for place in all_places for name in place.names):
-            known = dict.fromkeys(
-                place.rule.module or _module(place.rule.name) for place in all_places
-            )
+            known = dict.fromkeys(place.rule.module or _module(place.rule.name) for place in all_places)
             raise ValueError(
                 f"{setting}: {target!r} matches no linear layer of this {hf_config.model_type} network; choose "
                 f"all-linear or from {', '.join(known)}."

@@ -168,9 +168,9 @@ class Family:
         variant: the family of a config, where tables depend on the config (of the network of texts within it).
         whole: whether a file has no tensors but those of the table, so that another one means another config.
         trained: whether this package trains the network; False: it is read as it is.
-        stacked: starts of names, with the prefix, of tensors that hold all layers, the first axis; the table has them
+        stacked: starts of names, with the prefix, of tensors whose first axis is that of all layers; the table has them
             layer by layer, with the number behind such a start.
-        draws: whether the decoder of an encoder–decoder writes codes of images, each a token of a vocabulary of its own.
+        draws: whether the decoder of an encoder–decoder writes codes of images, of a vocabulary of its own.
 
     Encoders and decoders are called as
 

@@ -120,6 +120,11 @@ def answer_limit(config: PretrainedConfig) -> int | None:
     return getattr(module, "max_target_length", None)
 
 
+def answer_vocabulary(config: PretrainedConfig) -> int | None:
+    """Tokens of a language model's answers, where they are other ones than those of its prompts; else None."""
+    return getattr(family_of(config).heads["lm"].spec(config), "size", None)
+
+
 def load_backbone(
     path_or_hub_id: str | os.PathLike[str],
     *,
