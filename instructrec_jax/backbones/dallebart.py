@@ -210,12 +210,13 @@ def _side_rules(side: str) -> tuple[Rule, ...]:
 
 
 PREFIX = "model."
+ARCHITECTURE = "DalleBart"
 FAMILY = Family(
     build=build,
     prefix=PREFIX,
     mapping=(*_side_rules("encoder"), *_side_rules("decoder")),
     heads={
-        "lm": Head("Bart", lm_head, (Rule("lm_head.kernel", "table", "transpose"),), architecture="DalleBart"),
+        "lm": Head("Bart", lm_head, (Rule("lm_head.kernel", "table", "transpose"),), architecture=ARCHITECTURE),
     },
     base_class="DalleBartModel",
     kind="encoder_decoder",
