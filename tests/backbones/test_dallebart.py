@@ -89,6 +89,20 @@ def test_a_written_folder_has_the_same_bytes(dtype: Any, tmp_path: Path) -> None
         assert config == config | kept | {"architectures": ["DalleBart"], "model_type": "dallebart"}
 
 
+def test_a_flattened_flax_file_is_what_is_read(tmp_path: Path) -> None:
+    """As docs/images.md flattens it."""
+    from flax.serialization import msgpack_restore, msgpack_serialize
+    from flax.traverse_util import flatten_dict, unflatten_dict
+
+    folder = dallebart(tmp_path / "a")
+    source = load_file(folder / "model.safetensors")
+    file = msgpack_serialize(unflatten_dict(source, sep="."))
+    tensors = flatten_dict(msgpack_restore(file), sep=".")
+    save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, folder / "model.safetensors")
+    assert set(load_both(folder)[2].used) >= {"lm_head.kernel", "model.encoder.final_ln.bias"}
+    assert all(np.array_equal(x, source[name]) for name, x in load_file(folder / "model.safetensors").items())
+
+
 def test_tensors_of_all_layers_are_read_layer_by_layer(tmp_path: Path) -> None:
     folder = dallebart(tmp_path / "a")
     whole = load_file(folder / "model.safetensors")

@@ -11,8 +11,8 @@ import unicodedata
 
 PLAIN = {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": "--", "\u2026": "..."}
 QUOTE, DOT, SLASH = "xtokxquotextokx", "xtokxdotxtokx", "xtokxslashxtokx"  # stand for what is not punctuation
-# (pattern, what it becomes), one after the other
-RULES = (
+# (pattern, what it becomes), one after the other: in front of hashtags, and behind them
+FIRST = (
     (r"<person>([,\s]*(and)*[,\s]*<person>)+", " people "),
     (r"<person>", " a person "),  # the most frequent of the three that are drawn there
     (r"\A\s*\[\d+\]", ""),
@@ -26,6 +26,8 @@ RULES = (
     (r"(\d)/(\d)", rf"\1{SLASH}\2"),
     (r"(\w)-(\w)", r"\1 \2"),
     (r"([%&\/$*])", r" \1 "),
+)
+THEN = (
     (r"[_#\\]", " "),
     (r"""['"`]""", ' " '),
     (r"[()[\].,|:;?!=+~\-\/{}]", ","),
@@ -53,12 +55,17 @@ def normalized(text: str) -> str:
             f"it has the character {unicodedata.normalize('NFC', strange)!r}, but the network reads texts in ASCII "
             "(normalize_text in config.json): write it in Latin letters."
         )
+    text = _changed(text.lower(), FIRST)
     if (tag := re.search(r"#\w+", text)) is not None:
         raise ValueError(
             f"it has the hashtag {tag[0]!r}, which is not implemented (normalize_text in config.json): write its words."
         )
-    text = text.lower()
-    for pattern, replacement in RULES:
-        text = re.sub(pattern, replacement, text)
+    text = _changed(text, THEN)
     text = text.strip().removesuffix(",").removeprefix(",").strip()
     return f" {text}"
+
+
+def _changed(text: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        text = re.sub(pattern, replacement, text)
+    return text
