@@ -92,8 +92,8 @@ def compare(model: str, tolerance: float, seed: int) -> bool:
     folder = find_folder(model)
     if (model_type := read_config(folder, images=True).model_type) in OWN_TYPES:
         sys.exit(
-            f"{folder} holds a {model_type}, which transformers does not have: tests/backbones compare it with formulas "
-            "of its own in PyTorch."
+            f"{folder} holds a {model_type}, which transformers does not have: tests/backbones compare it with "
+            "formulas of its own in PyTorch."
         )
     loaded = reading.load_backbone(folder, rngs=nnx.Rngs(0), images=True)
     kind = declared_head(loaded.config)
