@@ -158,5 +158,7 @@ def dalle_mini(folder: Path, words: Path) -> Path:
     texts = dict(encoder_vocab_size=len(tokenizer), max_text_length=128)
     dallebart(folder, image_vocab_size=15, image_length=4, **rates, **ids, **sizes, **texts)
     tokenizer.save_pretrained(folder)
+    named = json.loads((folder / "tokenizer_config.json").read_text()) | {"tokenizer_class": "DalleBartTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))  # a class that no other library has
     vqgan(folder / "image_tokenizer", ch_mult=[1, 1, 1, 2], attn_resolutions=[2], num_res_blocks=1, n_embed=13)
     return folder

@@ -2,31 +2,44 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from dalle_in_torch import Reference
 from drawing_runs import a_run
+from helpers import examples
 from PIL import Image
 from safetensors.numpy import load_file
+from task_cases import drawn
+from tiny_pictures import png
 from tiny_runs import changed, final_parameters, rows
 
 from instructrec_jax import evaluate, generate, predict, train
 from instructrec_jax.adapters.lora import is_lora
 from instructrec_jax.answering.drawing import Drawer
 from instructrec_jax.answering.exporting import export
+from instructrec_jax.data.batch import lay_out, lengths_of
+from instructrec_jax.data.data_config import DataConfig
+from instructrec_jax.data.example import Example
 from instructrec_jax.data.fields import FieldsConfig
+from instructrec_jax.data.media.picture import picture
+from instructrec_jax.data.packing import unpacked
+from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.files import read_json, read_jsonl, write_json, write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.model import load_model, open_task
 from instructrec_jax.runs.run import Run
 from instructrec_jax.runs.stored import flat
 from instructrec_jax.service.models import open_service
 from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig
 from instructrec_jax.tasks import TextToImageConfig
+from instructrec_jax.training.step import batch_dropout_keys
 
 PROMPTS = ["a good film", "old war", "the", "a film " * 9]
 
@@ -163,11 +176,42 @@ def edited(folder: Path, out: Path, **changes: Any) -> Path:
     return out
 
 
+def test_blank_prompts_of_training_are_the_empty_text(folder: Path, tmp_path: Path) -> None:
+    """At its own length: the losses of codes are those behind the empty text, and other prompts stay."""
+    rates = {name: 0.0 for name in ("dropout", "attention_dropout", "activation_dropout")}
+    silent = edited(folder, tmp_path / "a", **rates)
+    config = Config(task=TextToImageConfig(blank_prompts=0.5), data=DataConfig(max_length=48))
+    task: Any = open_task(config, silent)
+    network = load_model(config, task, silent, make_mesh(config.mesh)).network
+    made = task.encode([drawn(e, n) for n, e in enumerate(examples("text_to_image", 12))])
+
+    def batch_of(encoded: Any) -> Any:
+        texts = task.gather(encoded, np.random.default_rng(0))
+        lengths, targets = lengths_of(texts.texts)
+        return lay_out(texts, unpacked(lengths, 48, 1, 8))
+
+    batch = batch_of(made)
+    blanked = task.blanked(batch, batch_dropout_keys(jnp.uint32(3), batch))
+    empty = np.array(task.blank, np.int32)
+    is_blank = np.asarray(blanked.texts.segment_ids).sum(1) != batch.texts.segment_ids.sum(1)
+    assert 2 < is_blank.sum() < 10
+    order = np.argmax(batch.text_numbers >= 0, axis=1)
+    numbers = batch.text_numbers[np.arange(len(batch.text_numbers)), order]
+    known = {int(number) for number, blank in zip(numbers, is_blank, strict=True) if blank}
+    expected = batch_of(
+        [replace(e, text=replace(e.text, tokens=empty)) if n in known else e for n, e in enumerate(made)]
+    )
+    ours, theirs = (np.asarray(task.predict(network, each))[..., 0] for each in (blanked, expected))
+    assert np.abs(ours).max() > 1 and np.abs(ours - theirs).max() < 1e-5
+
+
 def test_prompts_are_normalized_where_the_network_was_trained_so(folder: Path, tmp_path: Path) -> None:
     plain, normal = Drawer(folder), Drawer(edited(folder, tmp_path / "a", normalize_text=True))
     assert np.array_equal(normal.tokens(["A  Good film!"])[0], plain.tokens([" a good film"])[0])
     with pytest.raises(ValueError, match="日"):
         normal.draw(["日本"])
+    with pytest.raises(ValueError, match="'seven'.*the hashtag '#a'|seven: .*#a"):
+        normal.task.encode([Example(instruction="#a", images=(picture(png(1)),), id="seven")])
 
 
 @pytest.mark.parametrize(

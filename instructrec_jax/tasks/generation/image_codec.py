@@ -21,7 +21,7 @@ from instructrec_jax.data.media.pixels import PixelReader
 
 FOLDER = "image_tokenizer"  # of its copy in the folder of a network that writes codes
 Parameters = nnx.State[Hashable, object]
-BATCH = 64  # images that are computed together
+BATCH, PIXELS = 64, 1 << 18  # most images that are computed together, and their pixels
 
 
 def exported(named: str, setting: str, kind: str, wanted: str) -> Path:
@@ -102,10 +102,10 @@ class ImageCodec:
     def _batched(self, run: "jax.stages.Wrapped", rows: Sequence[np.ndarray]) -> np.ndarray:
         """One shape is compiled: the last batch is filled up."""
         graphdef, params = self._network
-        found = []
-        for first in range(0, len(rows), BATCH):
-            some = rows[first : first + BATCH]
-            whole = np.stack([*some, *[some[0]] * (BATCH - len(some))])
+        found, together = [], max(1, min(BATCH, PIXELS // self.spec.image_size**2))
+        for first in range(0, len(rows), together):
+            some = rows[first : first + together]
+            whole = np.stack([*some, *[some[0]] * (together - len(some))])
             found.append(np.asarray(run(graphdef, params, whole))[: len(some)])
         return np.concatenate(found)
 

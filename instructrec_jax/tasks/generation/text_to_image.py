@@ -201,8 +201,13 @@ class TextToImageTask(LanguageModelTask):
         return [replace(e, example=own[id(e.example)]) for e in super().encode(trained)]
 
     def _image(self, example: Example, name: str) -> Picture | None:
-        """The target; None where the output has its codes already. Raises ValueError, with the example's name."""
+        """The target; None where the output has its codes already. Raises ValueError, with the example's name.
+
+        A prompt that cannot be normalized is met here, too.
+        """
         try:
+            if self.normalizes:
+                normalized(example.instruction)
             if example.images:
                 if len(example.images) > 1:
                     raise ValueError(f"it has {len(example.images)} pictures, but one is drawn: make rows of them.")
