@@ -26,6 +26,7 @@ import pytest
 import torch
 import transformers
 from flax import nnx
+from tiny_drawers import dalle_mini
 from tiny_pictures import drawing_network, image_network, image_tokenizer, pair_network
 from tiny_sounds import whisper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -223,12 +224,16 @@ def seeing(language_models: dict[str, Path], tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def drawing(language_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny image tokenizer, "fsq", and language models that write its codes, "draw llama" and "draw t5" -> folder."""
+    """Folders of a tiny image tokenizer, "fsq", language models that write its codes, "draw llama" and "draw t5", and a
+    network in dalle-mini's layout, "dallebart", beside its "vqgan".
+    """
     folders = {
         f"draw {kind}": drawing_network(tmp_path_factory.mktemp(kind), language_models[kind])
         for kind in ("llama", "t5")
     }
-    return folders | {"fsq": image_tokenizer(tmp_path_factory.mktemp("fsq"))}
+    mini = dalle_mini(tmp_path_factory.mktemp("dallebart"), language_models["bart"])
+    fsq = image_tokenizer(tmp_path_factory.mktemp("fsq"))
+    return folders | {"fsq": fsq, "dallebart": mini, "vqgan": mini / "image_tokenizer"}
 
 
 @pytest.fixture(scope="session")

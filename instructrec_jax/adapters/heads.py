@@ -90,7 +90,9 @@ def build_head(
     if kind not in heads:
         raise ValueError(f"model_type {config.model_type!r} has no {kind!r} head; it has: {', '.join(heads)}.")
     hidden: int = config.get_text_config().hidden_size
-    return HEADS[kind](heads[kind].spec(config), hidden, num_outputs, dtype=dtype, rngs=rngs)
+    spec = heads[kind].spec(config)
+    outputs = getattr(spec, "size", None) or num_outputs
+    return HEADS[kind](spec, hidden, outputs, dtype=dtype, rngs=rngs)
 
 
 def _init(spec: HeadSpec, std: float) -> Init:

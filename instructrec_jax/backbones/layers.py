@@ -137,16 +137,26 @@ class Embedding(nnx.Module):
 class LayerNorm(nnx.Module):
     """Layer normalization over the last axis, computed in fp32, returned in `dtype`."""
 
-    def __init__(self, features: int, *, eps: float, use_bias: bool = True, dtype: DTypeLike = jnp.float32):
-        self.scale = nnx.Param(jnp.ones((features,), jnp.float32), axes=("embed",))
-        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32), axes=("embed",)) if use_bias else None
+    def __init__(
+        self,
+        features: int,
+        *,
+        eps: float,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        axes: Axes = ("embed",),
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32), axes=axes) if use_scale else None
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32), axes=axes) if use_bias else None
         self.eps = eps
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(jnp.float32)
         x = x - x.mean(-1, keepdims=True)
-        y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps) * self.scale[...]
+        y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+        y = y if self.scale is None else y * self.scale[...]
         return (y if self.bias is None else y + self.bias[...]).astype(self.dtype)
 
 

@@ -122,6 +122,7 @@ class TaskContext:
     new_items: int = 0  # number of items at the catalogue's end that were added after training
     answer_limit: int | None = None  # tokens that an encoder–decoder writes at most; None: max_length
     vocab_size: int | None = None  # rows of the word embeddings; None: one per token of the tokenizer
+    answer_vocabulary: int | None = None  # tokens of answers, of a vocabulary of their own; None: they share that
     pixels: MediaReader | None = None  # what makes arrays of pictures or sounds; None: the network reads none
     batch_size: int | None = None  # examples of a training batch; None: a batch is rows
     pad_to: int | None = None  # tokens that every text is padded to; None: it is not padded
