@@ -8,6 +8,8 @@
     evaluate RUN RUN2 --average HOW   an ensemble in --out, which opens like a run
     evaluate RUN --wordings FILE      also with each prompt variant (line) of FILE
     evaluate RUN --explanations 30    also explanations, in the report of the run
+    evaluate RUN --calibrate          after fitting its probabilities, which it keeps
+    evaluate RUN --coverage .9        also prediction sets; --out_of_domain: other texts
     evaluate RUN --shots 1,5,20       six ways to train its backbone on few labels
     evaluate RUN --lm_eval TASK       tasks of EleutherAI's lm-eval instead
 
@@ -20,6 +22,7 @@ from instructrec_jax.answering.arguments import evaluate_parser, parse_with_sett
 from instructrec_jax.answering.comparison import Beside, evaluate
 from instructrec_jax.answering.ensembles import open_ensemble
 from instructrec_jax.answering.language_model import LanguageModel
+from instructrec_jax.answering.uncertainty_report import calibrate, report_uncertainty
 from instructrec_jax.evaluation.prompt_variants import read_wordings
 from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.explanation.overview import explanations
@@ -36,8 +39,8 @@ from instructrec_jax.train import train
 def main(args: list[str]) -> None:
     options, rest = parse_with_settings(evaluate_parser(__doc__), args)
     path, several = options.paths[0], len(options.paths) > 1 or options.average is not None
-    if not several and (options.weights != "equal" or options.calibrate):
-        raise ValueError("--weights and --calibrate are for an ensemble: give several runs and --average.")
+    if not several and options.weights != "equal":
+        raise ValueError("--weights is for an ensemble: give several runs and --average.")
     if options.shots is not None:
         plan, out = plan_of(options, rest), options.out or Path("shots")
         print(written(measured(plan, options.shots, options.seeds, out, train), out))
@@ -60,13 +63,16 @@ def main(args: list[str]) -> None:
         retrieve=options.retrieve,
         prompts=read_wordings(options.wordings) if options.wordings else (),
         baselines=not options.no_baselines,
+        uncalibrated=options.calibrate is not None and not several,
     )
     run = open_ensemble(options, out, rest) if several else Run.open(path, rest, step=options.step)
+    folder = path if is_run(path) and not several else out
+    kept = calibrate(run, options.calibrate) if options.calibrate and not several else None
     # first, so that what it lacks is said before a long evaluation
     explained = None if options.explanations is None else explanations(run, options.explanations)
     evaluate(run, out, split=options.split, beside=beside)
+    report_uncertainty(run, folder, options, kept)
     if explained is not None:
-        folder = path if is_run(path) and not several else out
         write_json(folder / "explanations.json", explained)
         print(f"written: {write_report(folder)}, with explanations")
         send(path)

@@ -59,6 +59,7 @@ class Beside:
       rerankers: runs that rerank the `retrieve` best items, with a weight tuned on data.validation.
       prompts: prompt variants to evaluate the same cases with; see `evaluation.prompt_variants`.
       baselines: whether to score baselines, which need data.train.
+      uncalibrated: whether to score the run without its calibration, too.
     """
 
     runs: Sequence[Path] = ()
@@ -67,6 +68,7 @@ class Beside:
     retrieve: int = 100
     prompts: Sequence[str] = field(default_factory=tuple)
     baselines: bool = True
+    uncalibrated: bool = False
 
 
 def evaluate(
@@ -89,6 +91,8 @@ def evaluate(
     metric = run.config.evaluation.metric or run.task.metric
     if run.config.evaluation.metric is not None:
         chosen_metric({name: value for s in rows[0].scores.values() for name, value in s.metrics.items()}, metric)
+    if beside.uncalibrated:
+        rows.append(_scored("without calibration", run.task, run.plain_predictor, groups))
     rows += [*_members(run, groups), *(_other_run(path, groups) for path in beside.runs)]
     if not (beside.hybrids or beside.rerankers) and (fused := chosen_of(run)) is not None:
         rows.append(replace(_fused_row(fused, groups), served=True))

@@ -25,6 +25,7 @@ class EvaluationConfig:
     patience: int | None = None  # stop after N evaluations without an improvement; null: never
     max_examples: int | None = None  # evaluate on the first N validation examples; null: all
     fuse: bool = True  # rankers: after training, mix in the baseline that helps most on data.validation, if one does
+    calibration: bool = True  # answer with the calibration that `evaluate --calibrate` wrote into the run directory
     segment_by: str | None = None  # also report each value of this field of the examples' `origin` separately
 
 

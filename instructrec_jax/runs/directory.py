@@ -39,7 +39,7 @@ FORMAT = 2  # version of the run directory's layout; version 1 had no run.json
 # Settings that may change on resume: those that do not affect the computation,
 FREE_ON_RESUME = ("run_dir", "overwrite", "mesh", "checkpoint", "tracking", "profile", "data.store", "data.workers")
 # and those that affect the remaining steps only.
-CHANGES_THE_REST = ("steps", "evaluation", "data.validation", "data.test", "optimizer.max_nonfinite")
+CHANGES_THE_REST = ("steps", "evaluation", "abstain", "data.validation", "data.test", "optimizer.max_nonfinite")
 AT_LEAST = {
     **{name: 1 for name in ("steps", "accumulation", "data.batch_size", "data.batch_rows", "tracking.log_every")},
     **{name: 1 for name in ("checkpoint.every", "checkpoint.keep_last", "optimizer.max_nonfinite")},
@@ -59,6 +59,7 @@ LEFT_BY_RUNS = (
     *(".lock", "run.json"),
     *("config.yaml", "summary.json", "metrics.jsonl", "skipped.jsonl", "report.html", "wandb_id.txt"),
     *("evaluation.json", "predictions.jsonl", "examples.json", FOLDER),
+    *("calibration.json", "uncertainty.json", "out_of_domain"),
     *("backbone", "checkpoints", "tensorboard", "wandb", "evaluation", "profile"),
 )
 BEGINNING = LEFT_BY_RUNS[:2]  # allowed in a folder without config.yaml, beside temporary files and given examples
