@@ -8,8 +8,7 @@
     evaluate RUN RUN2 --average HOW   an ensemble in --out, which opens like a run
     evaluate RUN --wordings FILE      also with each prompt variant (line) of FILE
     evaluate RUN --explanations 30    also explanations, in the report of the run
-    evaluate RUN --calibrate          after fitting its probabilities, which it keeps
-    evaluate RUN --coverage .9        also prediction sets; --out_of_domain: other texts
+    evaluate RUN --calibrate          after fitting its probabilities, for every verb
     evaluate RUN --shots 1,5,20       six ways to train its backbone on few labels
     evaluate RUN --lm_eval TASK       tasks of EleutherAI's lm-eval instead
 
@@ -66,12 +65,11 @@ def main(args: list[str]) -> None:
         uncalibrated=options.calibrate is not None and not several,
     )
     run = open_ensemble(options, out, rest) if several else Run.open(path, rest, step=options.step)
-    folder = path if is_run(path) and not several else out
     kept = calibrate(run, options.calibrate) if options.calibrate and not several else None
     # first, so that what it lacks is said before a long evaluation
     explained = None if options.explanations is None else explanations(run, options.explanations)
     evaluate(run, out, split=options.split, beside=beside)
-    report_uncertainty(run, folder, options, kept)
+    folder = report_uncertainty(run, out, options, kept)
     if explained is not None:
         write_json(folder / "explanations.json", explained)
         print(f"written: {write_report(folder)}, with explanations")

@@ -44,8 +44,7 @@ def main(args: list[str]) -> None:
         run = Run.open(options.path, rest, step=options.step)
         sets = {"coverage": options.coverage, "sets": options.sets}
         if options.text is not None:
-            for record in run.predict(options.text, k=options.k, **sets).to_records():
-                sys.stdout.buffer.write(line(record))
+            sys.stdout.buffer.writelines(map(line, run.predict(options.text, k=options.k, **sets).to_records()))
             return
         asker, skip = run.asker(options.k, many=True, **sets), options.on_bad_row == "skip"
         if options.out is None:
@@ -54,10 +53,8 @@ def main(args: list[str]) -> None:
             asked = identity(options, run, rest) | {"k": options.k, "doubts": run.doubts_identity(), **sets}
             counts = predict_file(asker, options.input, options.out, asked=asked, skip=skip, share=share)
     where = "" if options.out is None else f" written: {share.file(options.out)}"
-    print(
-        f"{counts.answered:,} {'vectors' if options.vectors else 'rows answered'}, {counts.rejected:,} rejected.{where}",
-        file=sys.stderr,
-    )
+    kind = "vectors" if options.vectors else "rows answered"
+    print(f"{counts.answered:,} {kind}, {counts.rejected:,} rejected.{where}", file=sys.stderr)
 
 
 def encode_file(options: Namespace, settings: list[str], share: Share) -> Counts:

@@ -31,6 +31,7 @@ from instructrec_jax.tasks.base import Encoded, examples_of
 from instructrec_jax.tasks.recalibration import Way, fit_recalibration, quality
 from instructrec_jax.tasks.text.classification import ClassificationTask, MultilabelTask
 
+Domains = dict[str, dict[str, dict[str, list[float]]]]  # file -> score -> metric -> [value, low, high]
 MOST_LABELS = 10  # labels of a table, those with the lowest coverage
 
 
@@ -77,9 +78,10 @@ def calibrate(run: Run, way: Way) -> KeptCalibration:
 
 def _calibration_table(kept: KeptCalibration) -> DoubtTable:
     scales = f"T = {1 / kept['scale'][0]:.4f}" if kept["way"] == "temperature" else "a scale and a bias for each label"
+    before, after = kept["before"], kept["after"]
     rows = [
-        [name, f"{kept['before'][key]:.4f}", f"{kept['after'][key]:.4f}"]
-        for name, key in (("log loss (nats)", "nll"), ("expected calibration error", "ece"))
+        ["log loss (nats)", f"{before['nll']:.4f}", f"{after['nll']:.4f}"],
+        ["expected calibration error", f"{before['ece']:.4f}", f"{after['ece']:.4f}"],
     ]
     text = f"{scales}, fitted on {kept['cases']:,} cases of data.validation, on which these numbers are measured, too."
     return {"title": f"Calibration ({kept['way']})", "text": text, "rows": [["", "before", "after"], *rows]}
@@ -137,7 +139,7 @@ def read_texts(run: Run, file: Path) -> list[Encoded]:
         rows, pictures = open_rows(str(file)), pictures_of(file, asker.images)
         for where, row in file_rows(rows, range(len(rows))):
             if isinstance(row, BadExample):
-                raise row
+                raise row.at(where)
             examples.append(asker.example(row, where, rows.columns, pictures.of(where)))
     if not examples:
         raise ValueError(f"{file} has no texts.")
@@ -148,9 +150,7 @@ def _as_records(run: Run, file: Path) -> list[tuple[str, Example]]:
     return [(where, Example(instruction=text)) for where, text in read_requests(str(file))]
 
 
-def measure_domains(
-    run: Run, cases: Sequence[Encoded], files: Sequence[Path]
-) -> dict[str, dict[str, dict[str, list[float]]]]:
+def measure_domains(run: Run, cases: Sequence[Encoded], files: Sequence[Path]) -> Domains:
     """How well each score tells the cases from the texts of each file: file -> score -> metrics.
 
     An ensemble has the scores of logits only. Raises as `read_texts`.
@@ -163,7 +163,8 @@ def measure_domains(
         return {name: run.domain_scores.score(name, encoded, logits) for name in names}
 
     others = {file: read_texts(run, file) for file in files}
-    inside, found = scored(cases), {}
+    inside = scored(cases)
+    found: Domains = {}
     for file, texts in others.items():
         with heartbeat(f"scoring {len(texts):,} texts of {file}"):
             outside = scored(texts)
@@ -171,7 +172,7 @@ def measure_domains(
     return found
 
 
-def _domain_table(found: dict[str, dict[str, dict[str, list[float]]]], cases: int) -> DoubtTable:
+def _domain_table(found: Domains, cases: int) -> DoubtTable:
     rows = [
         [Path(file).name if number == 0 else "", score, *(_spread(each) for each in metrics.values())]
         for file, scores in found.items()
@@ -219,15 +220,18 @@ def _abstention_table(found: dict[str, object]) -> DoubtTable:
 # ---------------------------------------------------------------- all of it
 
 
-def report_uncertainty(run: Run, folder: Path, options: Namespace, kept: KeptCalibration | None) -> None:
+def report_uncertainty(run: Run, out: Path, options: Namespace, kept: KeptCalibration | None) -> Path:
     """Measures what the options of `evaluate` ask for; prints it, and writes uncertainty.json and the report.
+
+    Returns the folder of the report: the run directory, or `out` of a HuggingFace folder.
 
     Args:
       kept: the calibration that was fitted now, if one was.
     """
     asked = options.coverage is not None or options.out_of_domain or run.config.abstain.score is not None
+    folder = run.path if run.trained else out
     if kept is None and not asked:
-        return
+        return folder
     found: Uncertainty = {"split": options.split, "tables": []}
     if kept is not None:
         found["calibration"] = dict(kept)
@@ -250,3 +254,4 @@ def report_uncertainty(run: Run, folder: Path, options: Namespace, kept: KeptCal
 
     once(write)
     send(run.path)
+    return folder

@@ -86,11 +86,11 @@ def fit_recalibration(way: Way, kind: OutputKind, judged: Judged, labels: Sequen
     if not np.isfinite(judged.outputs).all():
         raise ValueError("the outputs on data.validation are not finite: the run diverged. Train it again.")
     temperature = fit_temperature(judged)
-    if not TEMPERATURES[0] * 1.01 < temperature < TEMPERATURES[1] / 1.01:
+    all_right = (judged.outputs.argmax(-1) == judged.right).all()
+    if all_right or not TEMPERATURES[0] * 1.01 < temperature < TEMPERATURES[1] / 1.01:
         raise ValueError(
-            f"no temperature fits data.validation ({len(judged.right):,} decisions): the log loss falls up to the end "
-            f"of the range, {temperature:.3g}. The answers there are all right, or have nothing to do with the "
-            "outputs. Use more validation cases, which training has not seen."
+            f"no temperature is the best for data.validation ({len(judged.right):,} decisions): the answers there are "
+            "all right, or have nothing to do with the outputs. Use more validation cases, which training has not seen."
         )
     if way == "temperature":
         return Recalibration(way, (1 / temperature,), (0.0,))
