@@ -1,4 +1,8 @@
-"""A run that is calibrated, abstains and gives prediction sets: the same numbers in every verb, and loud when stale."""
+"""A run that is calibrated, abstains and gives prediction sets: the same numbers in every verb, and loud when stale.
+
+(`instructrec_jax.runs.abstention`, `instructrec_jax.runs.domain_scores`, `instructrec_jax.runs.kept_calibration`,
+`instructrec_jax.evaluation.doubts`, `instructrec_jax.answering.uncertainty_arguments` too)
+"""
 
 import json
 import shutil
@@ -137,7 +141,7 @@ def test_a_calibration_for_something_else_is_named(run: Path) -> None:
     for change, named in (
         ({"checkpoint": 20}, "step 20.*evaluate .* --calibrate temperature.*calibration false"),
         ({"weights": "0f"}, "other weights"),
-        ({"labels": INTENTS[::-1]}, "other labels"),
+        ({"labels": INTENTS[::-1]}, "fitted for the labels"),
         ({"scale": [1.0, 2.0], "bias": [0.0, 0.0], "way": "per_class"}, "2 scales for 3 labels"),
         ({"scale": [-1.0]}, "calibration.json: the scales"),
         ({"scale": "all"}, "calibration.json: scale"),

@@ -174,7 +174,7 @@ def measure_domains(run: Run, cases: Sequence[Encoded], files: Sequence[Path]) -
 
 def _domain_table(found: Domains, cases: int) -> DoubtTable:
     rows = [
-        [Path(file).name if number == 0 else "", score, *(_spread(each) for each in metrics.values())]
+        [file if number == 0 else "", score, *(_spread(each) for each in metrics.values())]
         for file, scores in found.items()
         for number, (score, metrics) in enumerate(scores.items())
     ]

@@ -80,14 +80,15 @@ def fit_recalibration(way: Way, kind: OutputKind, judged: Judged, labels: Sequen
       kind: "labels" (softmax), or "decisions" (a sigmoid for each label).
       judged: what `Task.judged` gives.
 
-    Raises ValueError for outputs that are not finite, a temperature at the end of its range, which has no minimum, and
-    by `per_class` for a label with too few cases.
+    Raises ValueError for outputs that are not finite, answers that are all right, a temperature at the end of its
+    range, which is no minimum, and by `per_class` for a label with too few cases.
     """
     if not np.isfinite(judged.outputs).all():
         raise ValueError("the outputs on data.validation are not finite: the run diverged. Train it again.")
     temperature = fit_temperature(judged)
     all_right = (judged.outputs.argmax(-1) == judged.right).all()
-    if all_right or not TEMPERATURES[0] * 1.01 < temperature < TEMPERATURES[1] / 1.01:
+    at_end = not TEMPERATURES[0] * 1.01 < temperature < TEMPERATURES[1] / 1.01
+    if all_right or (at_end and way == "temperature"):  # biases may be all that is wrong
         raise ValueError(
             f"no temperature is the best for data.validation ({len(judged.right):,} decisions): the answers there are "
             "all right, or have nothing to do with the outputs. Use more validation cases, which training has not seen."
