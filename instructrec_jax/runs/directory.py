@@ -27,6 +27,7 @@ import numpy as np
 
 from instructrec_jax.distributed.launch import check_shared, exchange, is_first, once, say
 from instructrec_jax.files import explain, is_temporary, read_json, sweep, try_lock, write_json, write_text
+from instructrec_jax.metrics.abstention import check_abstain
 from instructrec_jax.remote import is_url, run_folder, url_of_run
 from instructrec_jax.runs.bucket import Mirror
 from instructrec_jax.runs.config import Config, load, to_dict, to_yaml
@@ -105,6 +106,7 @@ def check_settings(config: Config) -> None:
 
     Floats are compared after rounding to float32, the optimizer's arithmetic. Raises ValueError naming the setting.
     """
+    check_abstain(config.abstain)
     tree = to_dict(config)
     for name, each in _floats(tree):
         if not np.isfinite(each):

@@ -13,13 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from instructrec_jax.data.batch import Text
 from instructrec_jax.distributed.heartbeat import heartbeat
-from instructrec_jax.distributed.launch import once
 from instructrec_jax.distributed.mesh import DeviceMesh
 from instructrec_jax.evaluation.predictor import Rows, make_predict
 from instructrec_jax.files import replacing
@@ -183,8 +183,12 @@ class DomainScores:
 
     @property
     def _keeps(self) -> bool:
-        """Whether there is a run directory of its own: not of an ensemble that was made in memory."""
-        return self.run.trained and not (self.run.members and read_ensemble(self.run.path) is None)
+        """Whether there is a run directory of its own, not of an ensemble that was made in memory, and one process.
+
+        Several processes may disagree on whether a file exists, and have to compute together.
+        """
+        in_memory = self.run.members and read_ensemble(self.run.path) is None
+        return self.run.trained and not in_memory and jax.process_count() == 1
 
     def _read(self, name: str, depends: object, tensors: Sequence[str]) -> dict[str, np.ndarray] | None:
         file = self.run.path / FOLDER / f"{name}.safetensors"
@@ -207,12 +211,9 @@ class DomainScores:
             {each: np.ascontiguousarray(value) for each, value in tensors.items()}, {"depends_on": _text(depends)}
         )
 
-        def write() -> None:
+        try:
             with replacing(self.run.path / FOLDER / f"{name}.safetensors") as file:
                 file.write(whole)
-
-        try:
-            once(write)
         except OSError as error:  # such as a read-only run directory
             logger.warning("what %s needs cannot be kept: %s", name, error)
 
