@@ -26,6 +26,7 @@ class EvaluationConfig:
     max_examples: int | None = None  # evaluate on the first N validation examples; null: all
     compare: bool = True  # after training: evaluate it beside the network before tuning and baselines, for the report
     fuse: bool = True  # rankers: after training, mix in the baseline that helps most on data.validation, if one does
+    calibration: bool = True  # answer with the calibration that `evaluate --calibrate` wrote into the run directory
     segment_by: str | None = None  # also report each value of this field of the examples' `origin` separately
 
 

@@ -18,6 +18,7 @@ from instructrec_jax.data.media.thumbnails import START
 from instructrec_jax.evaluation import tables
 from instructrec_jax.evaluation.behavior import Behavior
 from instructrec_jax.evaluation.charts import LINES_PER_PLOT, chart, line_plot, subgroup_plot
+from instructrec_jax.evaluation.doubts import Uncertainty
 from instructrec_jax.evaluation.explained import Explanations
 from instructrec_jax.evaluation.tables import (
     PAIRED_HEADING,
@@ -88,6 +89,7 @@ def write_report(run_dir: str | Path) -> Path:
             charts=Markup(drawn),
             facts=summary.get("facts") or {},
             skipped=_skipped(_jsonl(run_dir / "skipped.jsonl", Skipped)),
+            doubts=_json(run_dir / "uncertainty.json", Uncertainty),
             explained=_json(run_dir / "explanations.json", Explanations),
             behavior=_json(run_dir / "robustness.json", Behavior),
             examples=_json(run_dir / "examples.json", list[ShownExample]) or [],

@@ -197,7 +197,7 @@ class Explainer:
     def values(self, objective: Objective, encoded: Sequence[Encoded]) -> np.ndarray:
         """The objective's number for each example, float64 [examples]."""
         asked = [objective.text(e) for e in encoded]
-        outputs = self.asker.predict.over(asked, objective.gather)
+        outputs = self.run.plain_predictor.over(asked, objective.gather)  # the logits that the gradients are of
         found = []
         for e, (_, output) in zip(encoded, outputs, strict=True):
             weights = objective.weights(e)

@@ -24,6 +24,7 @@ from instructrec_jax.distributed import launch
 from instructrec_jax.distributed.host_memory import keep_freed_memory
 from instructrec_jax.distributed.mesh import MeshConfig
 from instructrec_jax.evaluation.evaluator import EvaluationConfig
+from instructrec_jax.metrics.abstention import AbstainConfig
 from instructrec_jax.parsing import YamlDumper, parse_yaml, read_yaml
 from instructrec_jax.remote import is_url, local_file, with_urls
 from instructrec_jax.runs.settings_help import help_topic, settings_help
@@ -66,6 +67,7 @@ class Config:
     semi_supervised: SemiSupervisedConfig = field(default_factory=SemiSupervisedConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    abstain: AbstainConfig = field(default_factory=AbstainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)

@@ -359,7 +359,10 @@ class Task:
     fits_head = False  # whether `fit` makes the head, before each evaluation and checkpoint, instead of the step
 
     def features(self, model: Network, batch: Batch) -> jax.Array:
-        """What the head is fitted on, float32 [rows, segments, width], of a task that `fits_head`."""
+        """What the head reads of each text, float32 [rows, segments, width], of a classification.
+
+        A task that `fits_head` fits it on these.
+        """
         raise TypeError(f"{type(self).__name__} has no features().")
 
     def fit(self, features: np.ndarray, train: Sequence[Encoded]) -> dict[str, dict[str, np.ndarray]]:
