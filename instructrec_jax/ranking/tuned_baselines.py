@@ -106,3 +106,11 @@ TUNED: Mapping[str, Callable[[Sequence[ArrayLike], Sequence[ArrayLike], int], Ba
     BPR.name: partial(tuned, BPR, BPR_GRID, most=FEW_INTERACTIONS),
 }
 """Name -> a function of training and validation items of each user and the number of items: the fitted baseline."""
+
+
+def tuned_fits(
+    train: Sequence[ArrayLike], validation: Sequence[ArrayLike], num_items: int
+) -> dict[str, Callable[[], Baseline]]:
+    """Name of each tuned baseline -> a function that fits it; EASE is left out where items are too many for it."""
+    names = [name for name in TUNED if name != EASE.name or num_items <= EASE.MOST_ITEMS]
+    return {name: partial(TUNED[name], train, validation, num_items) for name in names}

@@ -16,7 +16,6 @@ from instructrec_jax.data.prompts import question, render
 from instructrec_jax.data.storage import digest_of_texts
 from instructrec_jax.ranking.baselines import (
     BM25,
-    EASE,
     Baseline,
     CoOccurrence,
     Markov,
@@ -36,7 +35,7 @@ from instructrec_jax.ranking.evaluation import (
     main_metric,
 )
 from instructrec_jax.ranking.positions import position_report
-from instructrec_jax.ranking.tuned_baselines import TUNED
+from instructrec_jax.ranking.tuned_baselines import TUNED, tuned_fits
 from instructrec_jax.tasks.answers import CaseRecord, ItemsAnswer, RankedItem, Shown
 from instructrec_jax.tasks.averaging import Judged, OutputKind
 from instructrec_jax.tasks.base import Encoded, Task, TaskConfig, TaskContext, examples_of
@@ -400,10 +399,8 @@ class RankingTask(Task):
         co-occurrence (coKNN) and what `ranking.tuned_baselines` tunes."""
         scores = {name: self.score_with(self.baseline_scores(name, test), test) for name in self._baselines}
         found = {name: replace(each, note=NOTES.get(name, "")) for name, each in scores.items()}
-        if self.splits is not None and EASE.name not in found:
-            why = f"not fitted: more than {EASE.MOST_ITEMS:,} items"
-            found[EASE.name] = Scores({}, note=why)
-        return found
+        left_out = set() if self.splits is None else set(TUNED) - set(found)
+        return found | {name: Scores({}, note="not fitted: too many items") for name in left_out}
 
     def baseline_scores(self, name: str, encoded: Sequence[Encoded[Target]]) -> Callable[[slice], np.ndarray]:
         """Scores of a baseline, in the form of `score_items`. Raises ValueError for an unknown name."""
@@ -432,9 +429,7 @@ class RankingTask(Task):
         if splits is not None:
             for baseline in (Popularity(), Markov(), CoOccurrence(), CoOccurrence(divide_by="source")):
                 fits[baseline.name] = partial(baseline.fit, splits.train, size)
-            for name, tuned in TUNED.items():
-                if name != EASE.name or size <= EASE.MOST_ITEMS:
-                    fits[name] = partial(tuned, splits.train, splits.validation, size)
+            fits |= tuned_fits(splits.train, splits.validation, size)
         return fits | {BM25.name: lambda: BM25(self.catalogue.texts).fit([], size)}
 
     def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[Shown]:
