@@ -34,9 +34,9 @@ def keep_programs(folder: Path | None = None) -> None:
     that cannot be written is a warning.
     """
     is_default = folder is None
-    if is_default and (jax.config.jax_compilation_cache_dir is not None or not _is_safe(os.environ)):
+    if is_default and (jax.config.values["jax_compilation_cache_dir"] is not None or not _is_safe(os.environ)):
         return
-    if not jax.config.jax_enable_compilation_cache:
+    if not jax.config.values["jax_enable_compilation_cache"]:
         return
     folder = folder or cache_folder() / "compiled" / processor()
     try:
@@ -72,7 +72,7 @@ def _is_safe(environment: Mapping[str, str]) -> bool:
     if not runs_on_cpu(environment):
         return True
     forced = re.search(r"xla_force_host_platform_device_count=(\d+)", environment.get("XLA_FLAGS", ""))
-    devices = int(forced[1]) if forced else jax.config.jax_num_cpu_devices
+    devices = int(forced[1]) if forced else jax.config.values["jax_num_cpu_devices"]
     return devices <= 1 and settings_from(environment) is None
 
 

@@ -8,16 +8,23 @@ import jax
 import numpy as np
 import pytest
 import task_cases
-from helpers import assert_close
+from helpers import assert_close, examples
 from task_cases import CASES, COUNT, Built, after_one_step, alone, examples_of
+from tiny_runs import changed, final_parameters, rows, tiny_run
 
+from instructrec_jax import train
 from instructrec_jax.data.loader import Loader
 from instructrec_jax.data.sources import ListSource
 from instructrec_jax.distributed.mesh import data_shards
+from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.runs import batch_shapes
+from instructrec_jax.runs import model as models
 from instructrec_jax.runs.batch_shapes import in_few_shapes
+from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import buckets, target_buckets
 from instructrec_jax.tasks.encoded_store import EncodedExamples, encode_stored
+from instructrec_jax.training.checkpoint import Checkpoints
+from instructrec_jax.training.interrupt import Interrupt
 
 networks = task_cases.networks  # a fixture
 STEPS, SIZE = 24, 3  # steps, and examples of a batch: no epoch is a whole number of batches
@@ -124,3 +131,51 @@ def test_what_was_cut_is_counted_once(networks: Any, tmp_path: Path) -> None:
     made.task.context.counts["texts"] = 3
     in_few_shapes(loader_of(made, encoded, 1), made.task, encoded, STEPS)
     assert made.task.context.counts == {"texts": 3}
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """As if SIGTERM arrived while the loop was at its next step."""
+    seen = iter(range(steps))
+    requested = property(lambda self: None if next(seen, None) is not None else "SIGTERM")
+    monkeypatch.setattr(Interrupt, "requested", requested, raising=False)
+    monkeypatch.setattr(Interrupt, "__init__", lambda self: setattr(self, "_before", {}))
+
+
+def ragged_run(kind: str, checkpoint: Path, folder: Path, **changes: Any) -> Config:
+    """Texts of 1 to 60 tokens, mostly short."""
+    config = tiny_run(kind, checkpoint, folder, steps=10, data__batch_size=4, data__max_length=64)
+    rng = np.random.default_rng(0)
+    records = [example.to_record() for example in examples(kind, 37)]
+    for record in records:
+        record["instruction"] += " very" * int(rng.choice([0, 0, 0, 0, 40]))
+    write_jsonl(Path(config.data.train[0].path), records)
+    return changed(config, **changes)
+
+
+@pytest.mark.parametrize("kind", ["classification", "retrieval"])
+def test_a_ragged_run_compiles_its_step_twice_and_resumes_exactly(
+    kind: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ragged_run(kind, checkpoint, tmp_path, evaluation__every=5, checkpoint__every=5)
+    traced: list[int] = []
+    loss = type(models.open_task(whole, checkpoint)).loss
+    monkeypatch.setattr(
+        type(models.open_task(whole, checkpoint)), "loss", lambda *given: (traced.append(0), loss(*given))[1]
+    )
+    train.train(whole)
+    assert len(traced) == 2, "the step was traced for two shapes"
+    lines = read_jsonl(Path(whole.run_dir) / "metrics.jsonl")
+    last = [line for line in lines if line["kind"] == "train"][-1]
+    assert last["step_shapes"] == 2 and last["compilations"] >= 0
+    assert "the step for 2 shapes of batches" in (Path(whole.run_dir) / "report.html").read_text()
+    stopped = changed(whole, run_dir=str(tmp_path / "stopped"))
+    with monkeypatch.context() as patched:
+        stop_after(patched, 7)
+        train.train(stopped)
+    assert Checkpoints(Path(stopped.run_dir)).steps()[-1] < 10
+    train.train(stopped)
+    assert rows(stopped.run_dir) == rows(whole.run_dir)
+    assert_close(final_parameters(stopped.run_dir, 10), final_parameters(whole.run_dir, 10), atol=0)
