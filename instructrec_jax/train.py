@@ -20,6 +20,7 @@ from instructrec_jax.answering.next_command import next_command
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.data.mixed_stream import list_skipped, resume_skipped
 from instructrec_jax.data.skipped import summarize_skipped, write_skipped
+from instructrec_jax.distributed.compilations import Compilations
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.host_memory import release_freed_memory
 from instructrec_jax.distributed.launch import guard, is_loss_of_another, once, place, say
@@ -146,13 +147,13 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
     bar = progress_bar(config.steps, step)
     # Computed in advance: inside the loop, each would wait for the running steps.
     rates = np.asarray(jax.vmap(learning_rate_schedule(setup.optimizer_config, config.steps))(np.arange(config.steps)))
-    meter = Meter(tracker, bar, rates.item, config.optimizer.max_nonfinite, *flops_and_peak(setup, data))
+    nonfinite, compiled = config.optimizer.max_nonfinite, Compilations()
+    meter = Meter(tracker, bar, rates.item, nonfinite, *flops_and_peak(setup, data), compiled)
     profiler = Profiler(run_dir, config.profile)
-    shapes: set[tuple[tuple[int, ...], tuple[int, ...] | None]] = set()
     value = None
 
     passing = (ValueError, FloatingPointError)
-    with Interrupt() as interrupt, closing(checkpoints), bar, tracker, profiler, guard(passing):
+    with Interrupt() as interrupt, closing(checkpoints), bar, tracker, profiler, compiled, guard(passing):
         batches = data.batches(step, config.steps, progress.stream)
         patience = patience_of(config)
         while step < config.steps and not interrupt.after(step) and not progress.out_of_patience(patience):
@@ -162,8 +163,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
                 state = replace(state, buffers=place(buffers, shardings.buffers))
             with meter.timed("input"):
                 batch = next(batches)
-            if new_shape := (batch.shape, batch.views) not in shapes:
-                shapes.add((batch.shape, batch.views))
+            if new_shape := meter.is_new((batch.shape, batch.views)):
                 bar.print(f"compiling the step for {batch.described}")
             profiler.begin(step + 1)
             with heartbeat("compiling the step", bar.print) if new_shape else nullcontext():

@@ -1,6 +1,7 @@
 """Eight virtual devices for every test, and tiny checkpoints with a real tokenizer."""
 
 import os
+import tempfile
 
 # Programs run a few times here, so compiling them is what takes the time: a fifth of it, without optimizations. Flags
 # of the environment come last and win; with
@@ -14,9 +15,13 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["COLUMNS"] = "100"  # tables fit the terminal
+# Nothing is written to the user's caches, also not by the commands that tests start.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="instructrec-cache-")
 
+import atexit
 import gc
 import html
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +41,7 @@ from instructrec_jax.backbones.reading import build_backbone
 from instructrec_jax.backbones.writing import save_pretrained
 from instructrec_jax.evaluation import charts
 
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 WORDS = "the a film book good bad dull bright about love war space crime music old new long short very not".split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 

@@ -23,6 +23,7 @@ from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed import launch
 from instructrec_jax.distributed.host_memory import keep_freed_memory
 from instructrec_jax.distributed.mesh import MeshConfig
+from instructrec_jax.distributed.program_cache import keep_programs
 from instructrec_jax.evaluation.evaluator import EvaluationConfig
 from instructrec_jax.metrics.abstention import AbstainConfig
 from instructrec_jax.parsing import YamlDumper, parse_yaml, read_yaml
@@ -367,6 +368,7 @@ def main_guard(main: Callable[[list[str]], object], *, processes: bool = False, 
             launch.initialize()
         elif not independent:
             launch.refuse_others(Path(sys.argv[0]).stem)
+        keep_programs()
         with launch.guard():
             main(sys.argv[1:])
             sys.stdout.flush()
