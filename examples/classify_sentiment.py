@@ -39,7 +39,7 @@ data:
 optimizer: {{learning_rate: 5.0e-4}}
 """
     (FOLDER / "settings.yaml").write_text(settings, encoding="utf-8")
-    run = ir.tune(FOLDER / "settings.yaml")
+    run = ir.train_run(FOLDER / "settings.yaml")
 
     classifier = Classifier(run.path)
     texts = ["A gripping story with a funny cast.", "The ending is clumsy."]

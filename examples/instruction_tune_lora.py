@@ -30,7 +30,7 @@ data: {{train: [{{path: {folder}/{name}.jsonl}}], max_length: 64}}
 def tune(name: str, **settings: object) -> Path:
     file = FOLDER / f"{name}.yaml"
     file.write_text(SETTINGS.format(name=name, folder=FOLDER, **settings), encoding="utf-8")
-    return ir.tune(file).path
+    return ir.train_run(file).path
 
 
 def main() -> None:

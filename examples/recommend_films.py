@@ -17,7 +17,7 @@ REQUESTS = [
 
 def main() -> None:
     if not (RUN / "report.html").is_file():
-        ir.tune("configs/films.yaml")
+        ir.train_run("configs/films.yaml")
     films = ir.Recommender(RUN)
     for request, answer in zip(REQUESTS, films.recommend(REQUESTS, k=3), strict=True):
         print(f"\n{request.instruction or 'after ' + ', '.join(request.history)}")

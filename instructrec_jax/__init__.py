@@ -2,7 +2,7 @@
 
     import instructrec_jax as ir
 
-    run = ir.tune("configs/films.yaml")                          # what `python -m instructrec_jax.train` does
+    run = ir.train_run("configs/films.yaml")                     # what `python -m instructrec_jax.train` does
     run = ir.Run.open("runs/films")                              # opens a run directory
     ir.evaluate_run(run, "results")                              # ... evaluate
     ir.export_run(run.path, "exported", format="hf")             # ... export
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from instructrec_jax.runs.config import Config
     from instructrec_jax.runs.config import load as load_config
     from instructrec_jax.runs.run import Run
-    from instructrec_jax.train import tune
+    from instructrec_jax.train import train_run
 
 # Silences transformers' note about missing PyTorch: only its tokenizers and configs are used here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -57,7 +57,8 @@ _HOMES = {
     "export_run": "answering.exporting:export",
     "load_config": "runs.config:load",
     "prepare_data": "preparation.prepare_data:prepare",
-    "tune": "train:tune",
+    "train_run": "train:train_run",
+    "tune": "train:train_run",  # its name in 0.1
 }
 
 __all__ = [
@@ -76,7 +77,7 @@ __all__ = [
     "export_run",
     "load_config",
     "prepare_data",
-    "tune",
+    "train_run",
 ]
 
 if not TYPE_CHECKING:

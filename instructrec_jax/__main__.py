@@ -8,6 +8,7 @@ from pathlib import Path
 
 VERBS = (
     "train",
+    "tune",
     "evaluate",
     "predict",
     "generate",

@@ -10,6 +10,7 @@
     evaluate RUN --explanations 30    also explanations, in the report of the run
     evaluate RUN --by FIELD           also by the values of a column: the gaps
     evaluate RUN --robust default     also behavioral tests; a YAML file: your own
+    evaluate RUN --calibrate          after fitting its probabilities, for every verb
     evaluate RUN --shots 1,5,20       six ways to train its backbone on few labels
     evaluate RUN --lm_eval TASK       tasks of EleutherAI's lm-eval instead
 
@@ -20,10 +21,10 @@ import sys
 from pathlib import Path
 
 from instructrec_jax.answering.arguments import evaluate_parser, parse_with_settings
-from instructrec_jax.answering.comparison import Beside, evaluate
+from instructrec_jax.answering.comparison import beside_of, evaluate
 from instructrec_jax.answering.ensembles import open_ensemble
 from instructrec_jax.answering.language_model import LanguageModel
-from instructrec_jax.evaluation.prompt_variants import read_wordings
+from instructrec_jax.answering.uncertainty_report import calibrate, report_uncertainty
 from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.explanation.overview import explanations
 from instructrec_jax.extras import require
@@ -40,8 +41,8 @@ from instructrec_jax.train import train
 def main(args: list[str]) -> None:
     options, rest = parse_with_settings(evaluate_parser(__doc__), args)
     path, several = options.paths[0], len(options.paths) > 1 or options.average is not None
-    if not several and (options.weights != "equal" or options.calibrate):
-        raise ValueError("--weights and --calibrate are for an ensemble: give several runs and --average.")
+    if not several and options.weights != "equal":
+        raise ValueError("--weights is for an ensemble: give several runs and --average.")
     if options.robust_limit is not None and not options.robust:
         raise ValueError("--robust_limit is for behavioral tests: give --robust, too.")
     if options.shots is not None:
@@ -59,13 +60,13 @@ def main(args: list[str]) -> None:
         run_harness(model, out, options.lm_eval, folder=options.lm_eval_tasks, limit=options.limit)
         send(path)
         return
-    prompts = read_wordings(options.wordings) if options.wordings else ()
-    beside = Beside(options.beside, options.hybrid, options.rerank, options.retrieve, prompts, not options.no_baselines)
+    beside = beside_of(options, several)  # first, because a file of wordings may be wrong
     run = open_ensemble(options, out, rest) if several else Run.open(path, rest, step=options.step)
+    kept = calibrate(run, options.calibrate) if options.calibrate and not several else None
     # first, so that what it lacks is said before a long evaluation
     explained = None if options.explanations is None else explanations(run, options.explanations)
     evaluate(run, out, split=options.split, beside=beside, by=options.by)
-    folder = path if is_run(path) and not several else out
+    folder = report_uncertainty(run, out, options, kept)
     if explained is not None:
         write_json(folder / "explanations.json", explained)
         print(f"written: {write_report(folder)}, with explanations")

@@ -13,7 +13,7 @@ import sys
 
 from instructrec_jax.answering.arguments import explain_parser, new_file, parse_with_settings
 from instructrec_jax.answering.records import read_records
-from instructrec_jax.explanation.explain import METHODS, Explainer
+from instructrec_jax.explanation.explain import Explainer, methods_of
 from instructrec_jax.explanation.faithfulness import faithfulness
 from instructrec_jax.explanation.shown import shown, shown_faithfulness
 from instructrec_jax.files import jsonl_writer
@@ -31,7 +31,7 @@ def main(args: list[str]) -> None:
     require_finished(options.path, options.step)
     run = Run.open(options.path, rest, step=options.step)
     choice = Choice(options.target, options.against, options.word)
-    methods = METHODS if options.faithful else tuple(dict.fromkeys(options.method))
+    methods = methods_of(run) if options.faithful else tuple(dict.fromkeys(options.method))
     explainer = Explainer(run, methods, options.baseline, options.max_steps)
     if options.faithful:
         found = faithfulness(explainer, choice, options.limit)

@@ -22,6 +22,7 @@ EXTRAS = {
     "stdnum": "masking",
     "lm_eval": "lm-eval",
     "opentelemetry": "otel",
+    "optuna": "tune",
     "pandas": "pandas",
     "rouge_score": "text-metrics",
     "s3fs": "s3",

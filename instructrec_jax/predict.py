@@ -42,15 +42,15 @@ def main(args: list[str]) -> None:
     else:
         require_finished(options.path, options.step)
         run = Run.open(options.path, rest, step=options.step)
+        sets = {"coverage": options.coverage, "sets": options.sets}
         if options.text is not None:
-            for record in run.predict(options.text, k=options.k).to_records():
-                sys.stdout.buffer.write(line(record))
+            sys.stdout.buffer.writelines(map(line, run.predict(options.text, k=options.k, **sets).to_records()))
             return
-        asker, skip = run.asker(options.k, many=True), options.on_bad_row == "skip"
+        asker, skip = run.asker(options.k, many=True, **sets), options.on_bad_row == "skip"
         if options.out is None:
             counts = predict_stream(asker, options.input, sys.stdout.buffer, skip=skip)
         else:
-            asked = identity(options, run, rest) | {"k": options.k}
+            asked = identity(options, run, rest) | {"k": options.k, "doubts": run.doubts_identity(), **sets}
             counts = predict_file(asker, options.input, options.out, asked=asked, skip=skip, share=share)
     where = "" if options.out is None else f" written: {share.file(options.out)}"
     kind = "vectors" if options.vectors else "rows answered"

@@ -20,6 +20,7 @@ from instructrec_jax.answering.next_command import next_command
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.data.mixed_stream import list_skipped, resume_skipped
 from instructrec_jax.data.skipped import summarize_skipped, write_skipped
+from instructrec_jax.distributed.compilations import Compilations
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.host_memory import release_freed_memory
 from instructrec_jax.distributed.launch import guard, is_loss_of_another, once, place, say
@@ -29,7 +30,13 @@ from instructrec_jax.evaluation.layout import text_width
 from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.evaluation.tables import wrapped
 from instructrec_jax.files import write_json
-from instructrec_jax.runs.checkpoint_metric import check_metric, chosen_metric, evaluation_failed, measure_of
+from instructrec_jax.runs.checkpoint_metric import (
+    check_metric,
+    chosen_metric,
+    evaluation_failed,
+    measure_of,
+    patience_of,
+)
 from instructrec_jax.runs.config import Config, load, main_guard, parse, to_dict
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.directory import (
@@ -133,7 +140,8 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
     summary = summarize(setup, data)
     about = introduction(config, setup.model.source.config.model_type)
     about |= provenance(config, folder, sources.counts, mesh.devices.size)
-    once(lambda: write_json(run_dir / "summary.json", {**about, "facts": summary}))
+    goal = {"metric": metric, "greater_is_better": greater}
+    once(lambda: write_json(run_dir / "summary.json", {**about, **goal, "facts": summary}))
     say("\n".join(wrapped(value, f"{name:>14}  ", " " * 16, text_width()) for name, value in summary.items()))
 
     # ------------------------------------------------------------------ train
@@ -141,15 +149,15 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
     bar = progress_bar(config.steps, step)
     # Computed in advance: inside the loop, each would wait for the running steps.
     rates = np.asarray(jax.vmap(learning_rate_schedule(setup.optimizer_config, config.steps))(np.arange(config.steps)))
-    meter = Meter(tracker, bar, rates.item, config.optimizer.max_nonfinite, *flops_and_peak(setup, data))
+    nonfinite, compiled = config.optimizer.max_nonfinite, Compilations()
+    meter = Meter(tracker, bar, rates.item, nonfinite, *flops_and_peak(setup, data), compiled)
     profiler = Profiler(run_dir, config.profile)
-    shapes: set[tuple[tuple[int, ...], tuple[int, ...] | None]] = set()
     value = None
 
     passing = (ValueError, FloatingPointError)
-    with Interrupt() as interrupt, closing(checkpoints), bar, tracker, profiler, guard(passing):
+    with Interrupt() as interrupt, closing(checkpoints), bar, tracker, profiler, compiled, guard(passing):
         batches = data.batches(step, config.steps, progress.stream)
-        patience = config.evaluation.patience
+        patience = patience_of(config)
         while step < config.steps and not interrupt.after(step) and not progress.out_of_patience(patience):
             if task.refresh_every and step % task.refresh_every == 0:
                 with heartbeat(f"computing {task.refreshes} at step {step}", bar.print):
@@ -157,8 +165,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
                 state = replace(state, buffers=place(buffers, shardings.buffers))
             with meter.timed("input"):
                 batch = next(batches)
-            if new_shape := (batch.shape, batch.views) not in shapes:
-                shapes.add((batch.shape, batch.views))
+            if new_shape := meter.is_new((batch.shape, batch.views)):
                 bar.print(f"compiling the step for {batch.described}")
             profiler.begin(step + 1)
             with heartbeat("compiling the step", bar.print) if new_shape else nullcontext():
@@ -225,7 +232,9 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
     run = Run(run_dir, sources, run_dir / "backbone", task, mesh, trained=True)
     fuse(run, validation)
     said = "Result       none: neither data.test nor data.validation has cases"
-    if test:
+    if not config.evaluation.compare:
+        said = "Result       none: evaluation.compare is false"
+    elif test:
         params = initial_model(config, task, folder, mesh).params
         untuned = predict_with(merge_params(params, fit_head(params, data.encoded)))
         chosen_on_them = progress.best_step is not None
@@ -243,7 +252,7 @@ def with_fitted_head(setup: TrainingSetup, state: TrainState, train: Sequence[En
     return replace(state, params=merge_params(state.params, fitted))
 
 
-def tune(
+def train_run(
     settings: Config | Mapping[str, object] | str | Path,
     *,
     train: GivenRecords | None = None,
@@ -252,9 +261,9 @@ def tune(
 ) -> Run:
     """Trains, or resumes training; returns the opened run.
 
-        tune("my.yaml")
-        tune({"task.type": "classification", "data.train": ["reviews.csv"], "backbone.path": "films", "steps": 20})
-        tune({"task.type": "classification", "backbone.path": "films"}, train=[{"text": "dull", "label": "bad"}, ...])
+        train_run("my.yaml")
+        train_run({"task.type": "classification", "data.train": ["reviews.csv"], "backbone.path": "films", "steps": 20})
+        train_run({"task.type": "classification", "backbone.path": "films"}, train=[{"text": "dull", "label": "bad"}])
 
     Args:
       settings: the path of a YAML file, a mapping of settings (see `runs.config.load`), or a whole Config.

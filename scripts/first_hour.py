@@ -31,9 +31,10 @@ print(run.encode("a lovely film").shape, run.evaluate("reviews.csv").metrics["ac
 shop = ir.Recommender("runs/shop")
 print([answer.recommendations[0].title for answer in shop.recommend("a thing", k=1)])
 records = [ir.Example(instruction="a lovely film", output="good"), ir.Example(instruction="a dull film", output="bad")]
-print(ir.tune({"run_dir": "runs/python", "backbone.path": "films", "steps": 2, "task.type": "classification",
-               "data.train": ["reviews.csv"]}).evaluate(records))
-for wrong, named in ((lambda: ir.tune({"stesp": 3}), "steps"), (lambda: ir.LanguageModel("runs/reviews"), "dialogue")):
+print(ir.train_run({"run_dir": "runs/python", "backbone.path": "films", "steps": 2, "task.type": "classification",
+                    "data.train": ["reviews.csv"]}).evaluate(records))
+misspelled, untrained = (lambda: ir.train_run({"stesp": 3})), (lambda: ir.LanguageModel("runs/reviews"))
+for wrong, named in ((misspelled, "steps"), (untrained, "dialogue")):
     try:
         wrong()
         raise SystemExit(f"no error that names {named}")

@@ -1,6 +1,7 @@
 """Eight virtual devices for every test, and tiny checkpoints with a real tokenizer."""
 
 import os
+import tempfile
 
 # Programs run a few times here, so compiling them is what takes the time: a fifth of it, without optimizations. Flags
 # of the environment come last and win; with
@@ -14,9 +15,13 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["COLUMNS"] = "100"  # tables fit the terminal
+# Nothing is written to the user's caches, also not by the commands that tests start.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="instructrec-cache-")
 
+import atexit
 import gc
 import html
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,7 @@ import pytest
 import torch
 import transformers
 from flax import nnx
+from tiny_drawers import dalle_mini
 from tiny_pictures import drawing_network, image_network, image_tokenizer, pair_network
 from tiny_sounds import whisper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -35,6 +41,7 @@ from instructrec_jax.backbones.reading import build_backbone
 from instructrec_jax.backbones.writing import save_pretrained
 from instructrec_jax.evaluation import charts
 
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 WORDS = "the a film book good bad dull bright about love war space crime music old new long short very not".split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -223,12 +230,16 @@ def seeing(language_models: dict[str, Path], tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def drawing(language_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny image tokenizer, "fsq", and language models that write its codes, "draw llama" and "draw t5" -> folder."""
+    """Folders of a tiny image tokenizer, "fsq", language models that write its codes, "draw llama" and "draw t5", and a
+    network in dalle-mini's layout, "dallebart", beside its "vqgan".
+    """
     folders = {
         f"draw {kind}": drawing_network(tmp_path_factory.mktemp(kind), language_models[kind])
         for kind in ("llama", "t5")
     }
-    return folders | {"fsq": image_tokenizer(tmp_path_factory.mktemp("fsq"))}
+    mini = dalle_mini(tmp_path_factory.mktemp("dallebart"), language_models["bart"])
+    fsq = image_tokenizer(tmp_path_factory.mktemp("fsq"))
+    return folders | {"fsq": fsq, "dallebart": mini, "vqgan": mini / "image_tokenizer"}
 
 
 @pytest.fixture(scope="session")

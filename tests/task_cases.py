@@ -110,6 +110,7 @@ CASES = {
     "image_tokenization": Case("fsq", beside=False, mesh=(8, 1, 1)),
     "text_to_image": Case("draw llama", {"blank_prompts": 0.5}, beside=False, mesh=(2, 1, 1, 4)),
     "text_to_image, encoder–decoder": Case("draw t5", {"blank_prompts": 0.5}, beside=False),
+    "text_to_image, dalle-mini": Case("dallebart", {"blank_prompts": 0.5}, beside=False),
     "multitask": Case("bert", beside=False),
 }
 # With -m slow only: tasks whose methods are those of another one, and cases that differ in the step alone.

@@ -25,6 +25,7 @@ from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.distributed.compilations import Compilations
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.evaluation.evaluator import EvaluationConfig
 from instructrec_jax.explanation.explain import Explainer
@@ -38,7 +39,6 @@ from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.runs.stored import flat
 from instructrec_jax.runs.summary import flops_and_peak
 from instructrec_jax.service.app import make_app
-from instructrec_jax.service.compilations import Compilations
 from instructrec_jax.service.models import open_service
 from instructrec_jax.service.privacy import PrivacyConfig
 from instructrec_jax.service.settings import ModelConfig, ServeConfig

@@ -18,6 +18,13 @@ ELSEWHERE = {
     "explain": "explanation/test_explain.py",
     "labeling/questions": "labeling/test_asking.py",
     "answering/comparison": "test_evaluate.py",
+    **{
+        name: "test_uncertainty_runs.py"
+        for name in (
+            *("answering/uncertainty_arguments", "answering/uncertainty_report", "evaluation/doubts"),
+            *("runs/abstention", "runs/domain_scores", "runs/kept_calibration"),
+        )
+    },
     "answering/exporting": "test_export.py",
     "answering/language_model": "test_generate.py",
     "answering/recommender": "test_recommend.py",
@@ -28,6 +35,10 @@ ELSEWHERE = {
             *("mpnet", "paligemma", "roberta", "siglip", "vit"),
         )
     },
+    "tune": "tuning/test_search.py",
+    "tuning/search_table": "tuning/test_search.py",
+    "tuning/trials": "tuning/test_search.py",
+    "tasks/search_space": "tuning/test_space.py",
     "labeling/shots_table": "labeling/test_shots.py",
     "tasks/generation/written_objectives": "explanation/test_explain.py",
     "preparation/films/texts": "preparation/test_films.py",

@@ -16,12 +16,12 @@ from instructrec_jax.answering.ranker import BaselineRanker, Ranker, keep_fusion
 from instructrec_jax.answering.recommender import Recommender
 from instructrec_jax.answering.requests import Request, read_requests
 from instructrec_jax.data.media.picture import picture
+from instructrec_jax.distributed.compilations import Compilations
 from instructrec_jax.files import write_jsonl
 from instructrec_jax.ranking.fusion import Fusion
 from instructrec_jax.ranking.item_pictures import PictureNetwork
 from instructrec_jax.recommend import main
 from instructrec_jax.service.app import make_app
-from instructrec_jax.service.compilations import Compilations
 from instructrec_jax.service.models import open_service
 from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig
 

@@ -72,14 +72,14 @@ def test_a_stream_trains_and_goes_on_where_it_stopped(
         assert "row 3" in skipped["where"] and skipped["field"] == "output"
 
 
-def test_tune_takes_settings_in_any_form_and_opens_the_run(
+def test_train_run_takes_settings_in_any_form_and_opens_the_run(
     finished: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[Config] = []
     monkeypatch.setattr(train, "train", lambda config, given: started.append(config) or Path(finished.run_dir))
     file = write_settings(finished, tmp_path / "settings.yaml")
     for settings in (finished, file, str(file), to_dict(finished)):
-        run = train.tune(settings)
+        run = train.train_run(settings)
         assert run.path == Path(finished.run_dir) and run.trained and run.kind == "classification"
     assert started == [finished] * 4
 

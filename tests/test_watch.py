@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -246,6 +247,7 @@ class Oracle:
     """Replaces a classifier: knows the label of each template."""
 
     labels, members, mixture = LABELS, 1, Mixture.equal("probability", 1)
+    run = SimpleNamespace(abstention=None)
 
     def encode(self, text: str, where: str) -> Any:
         return text

@@ -9,7 +9,7 @@ from helpers import SUBJECTS
 from tiny_runs import WORDS
 
 Body = dict[str, Any]
-GENRES = ["war", "love"]  # of the items of `tests/service/test_compilations.py`
+GENRES = ["war", "love"]  # of the items of `tests/service/test_every_kind.py`
 ITEMS, ENTITIES = 12, 500
 
 

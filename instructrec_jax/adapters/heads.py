@@ -90,7 +90,9 @@ def build_head(
     if kind not in heads:
         raise ValueError(f"model_type {config.model_type!r} has no {kind!r} head; it has: {', '.join(heads)}.")
     hidden: int = config.get_text_config().hidden_size
-    return HEADS[kind](heads[kind].spec(config), hidden, num_outputs, dtype=dtype, rngs=rngs)
+    spec = heads[kind].spec(config)
+    outputs = getattr(spec, "size", None) or num_outputs
+    return HEADS[kind](spec, hidden, outputs, dtype=dtype, rngs=rngs)
 
 
 def _init(spec: HeadSpec, std: float) -> Init:
@@ -162,13 +164,18 @@ class SequenceHead(_Classifier):
         Rows of absent segments are undefined. Only families whose head includes the backbone's pooler use `backbone`
         (ValueError if it was built without a pooler).
         """
-        pooled = pool_segments(hidden, segment_ids, self.spec.pooling, max_segments)
-        if self.spec.use_pooler:
-            if not isinstance(backbone, Encoder):
-                raise TypeError(f"a {type(backbone).__name__} has no pooler, but this head needs one.")
-            pooled = backbone.pool(pooled)
         keys = None if dropout is None else segment_keys(dropout, segment_ids, max_segments)
+        pooled = self.pooled(backbone, hidden, segment_ids, max_segments)
         return self.output(self.transform(pooled, keys)).astype(jnp.float32)
+
+    def pooled(self, backbone: Backbone, hidden: jax.Array, segment_ids: jax.Array, max_segments: int) -> jax.Array:
+        """What the head reads of each segment, [rows, max_segments, hidden]; arguments as of the call."""
+        pooled = pool_segments(hidden, segment_ids, self.spec.pooling, max_segments)
+        if not self.spec.use_pooler:
+            return pooled
+        if not isinstance(backbone, Encoder):
+            raise TypeError(f"a {type(backbone).__name__} has no pooler, but this head needs one.")
+        return backbone.pool(pooled)
 
 
 class TokenHead(_Classifier):
@@ -205,9 +212,13 @@ class ImageHead(_Classifier):
         dropout: DropoutKeys | None = None,
     ) -> jax.Array:
         """vectors [rows, length, width] → fp32 [rows, max_segments, num_outputs], as a `SequenceHead`."""
-        pooled = pool_segments(vectors, segment_ids, "mean", max_segments)
         keys = None if dropout is None else segment_keys(dropout, segment_ids, max_segments)
+        pooled = self.pooled(backbone, vectors, segment_ids, max_segments)
         return self.output(self.transform(pooled, keys)).astype(jnp.float32)
+
+    def pooled(self, backbone: Backbone, vectors: jax.Array, segment_ids: jax.Array, max_segments: int) -> jax.Array:
+        """What the head reads of each segment, [rows, max_segments, width]; arguments as of the call."""
+        return pool_segments(vectors, segment_ids, "mean", max_segments)
 
 
 class MaskedLMHead(_Transform):

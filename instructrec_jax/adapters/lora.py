@@ -17,6 +17,7 @@ from instructrec_jax.backbones.layers import Axes, DropoutKeys, Linear, dropout
 from instructrec_jax.backbones.tensor_names import Network, rule_names, sites_of
 from instructrec_jax.hf_types import PretrainedConfig
 
+WEIGHTS = (".weight", ".kernel")  # ends of the names of kernels that are modules: of PyTorch, and of Flax
 LORA_SITE = 1 << 16  # first dropout site of LoRA inside a layer; the layer itself uses small numbers
 
 Values = jax.Array | jax.ShapeDtypeStruct
@@ -149,12 +150,17 @@ def places(backbone: nnx.Module, hf_config: PretrainedConfig, *, modules: bool =
         linear = functools.reduce(getattr, path.split(".")[:-1], backbone)
         if isinstance(linear, Linear) and path.endswith(".kernel"):
             number, rule = rules[rule_path]
-            if modules and not rule.name.endswith(".weight"):  # a tensor of torch.nn.MultiheadAttention
+            if modules and not rule.name.endswith(WEIGHTS):  # a tensor of torch.nn.MultiheadAttention
                 continue
-            old = [re.sub(r"[._]weight$", "", rule_names(rule, layer)[0]) for layer in site.layers or (None,)]
+            old = [_module(rule_names(rule, layer)[0]) for layer in site.layers or (None,)]
             now = old if rule.module is None else [_at(rule.module, layer) for layer in site.layers or (None,)]
             found.append(Place(linear, tuple(now), tuple(old), rule, number))
     return sorted(found, key=lambda place: (place.number, place.names))
+
+
+def _module(tensor: str) -> str:
+    """The module of a kernel's tensor."""
+    return re.sub(r"(\.kernel|[._]weight)$", "", tensor)
 
 
 def _at(module: str, layer: int | None) -> str:
@@ -198,9 +204,7 @@ def find_places(
     prefix = family_of(hf_config).prefix
     for target in targets or [""]:
         if not any(matches(target, name, prefix, setting) for place in all_places for name in place.names):
-            known = dict.fromkeys(
-                place.rule.module or re.sub(r"[._]weight$", "", place.rule.name) for place in all_places
-            )
+            known = dict.fromkeys(place.rule.module or _module(place.rule.name) for place in all_places)
             raise ValueError(
                 f"{setting}: {target!r} matches no linear layer of this {hf_config.model_type} network; choose "
                 f"all-linear or from {', '.join(known)}."

@@ -17,9 +17,10 @@ from instructrec_jax.answering.argument_types import (
     share,
     whole_numbers,
 )
-from instructrec_jax.answering.out_of_scope import SCORES
 from instructrec_jax.answering.requests import Request
+from instructrec_jax.answering.uncertainty_arguments import add_sets, add_uncertainty
 from instructrec_jax.inference.generation_config import GenerationConfig
+from instructrec_jax.metrics.out_of_domain import SCORES
 from instructrec_jax.runs.config import ConfigError, check_names, name_files
 from instructrec_jax.runs.help_text import fitted_help
 from instructrec_jax.runs.settings_tree import nearest
@@ -95,13 +96,8 @@ def new_file(path: Path | None, option: str = "--out") -> Path | None:
 def evaluate_parser(doc: str) -> argparse.ArgumentParser:
     parser = verb_parser("evaluate", doc, SETTINGS)
     add = parser.add_argument
-    add(
-        "paths",
-        type=run_path,
-        nargs="+",
-        metavar="RUN",
-        help="run directory, HuggingFace folder; --shots: or YAML",
-    )
+    where = "run directory, HuggingFace folder; --shots: or YAML"
+    add("paths", type=run_path, nargs="+", metavar="RUN", help=where)
     split = "test (default) or validation: sources of the cases"
     add("--split", choices=("test", "validation"), default="test", metavar="NAME", help=split)
     add("--step", type=int, metavar="N", help="step of the checkpoint; default: the best")
@@ -110,7 +106,7 @@ def evaluate_parser(doc: str) -> argparse.ArgumentParser:
     add("--average", choices=("probability", "logit", "rank"), metavar="HOW", help=average)
     weights = "of --average: equal (default), or tuned"
     add("--weights", choices=("equal", "tuned"), default="equal", metavar="HOW", help=weights)
-    add("--calibrate", action="store_true", help="of --average: also tune temperatures")
+    add_uncertainty(parser)
     add("--beside", type=run_path, nargs="+", default=[], metavar="R", help="other runs")
     add("--hybrid", nargs="+", default=[], metavar="R", help="runs or baselines that are mixed in")
     add("--rerank", type=run_path, nargs="+", default=[], metavar="R", help="reranker runs")
@@ -126,6 +122,16 @@ def evaluate_parser(doc: str) -> argparse.ArgumentParser:
     add("--by", nargs="+", default=[], metavar="FIELD", help="fields whose values are measured apart")
     add("--robust", metavar="SUITE", help="behavioral tests: default, bias, YAML file, checklist:FOLDER")
     add("--robust_limit", type=share, metavar="SHARE", help="exit with 1 where a test fails more often: 20%%")
+    return parser
+
+
+def tune_parser(doc: str) -> argparse.ArgumentParser:
+    parser = verb_parser("tune", doc, SETTINGS)
+    add = parser.add_argument
+    add("--trials", type=int, required=True, metavar="N", help="settings to try, also those of earlier calls")
+    add("--space", type=Path, metavar="FILE", help="YAML of settings and their ranges; default: the task's")
+    add("--out", type=Path, default=Path("tuned"), metavar="FOLDER", help="of the search (default: tuned)")
+    add("--search_seed", type=int, default=0, metavar="N", help="random seed of the proposals (default: 0)")
     return parser
 
 
@@ -244,10 +250,13 @@ def predict_parser(doc: str) -> argparse.ArgumentParser:
         help="jsonl, json, csv, tsv or parquet file (also .gz) or its URL; -: JSON lines on stdin",
     )
     add("--out", type=Path, metavar="FILE", help=".jsonl, .csv, .tsv or .parquet; default: JSON lines on stdout")
-    add("--vectors", action="store_true", help="write embeddings instead: --out FILE.npy or FILE.parquet")
+    either = parser.add_mutually_exclusive_group()
+    embeddings = "write embeddings instead: --out FILE.npy or FILE.parquet"
+    either.add_argument("--vectors", action="store_true", help=embeddings)
     bad = "skip: list it in OUT.rejected.jsonl instead (default: error)"
     add("--on_bad_row", choices=("error", "skip"), default="error", help=bad)
     add("--k", type=int, default=10, help="number of items, for tasks that rank them (default: 10)")
+    add_sets(parser, either)
     add("--step", type=int, help="step of the checkpoint; default: the best")
     return parser
 
@@ -262,8 +271,9 @@ def explain_parser(doc: str) -> argparse.ArgumentParser:
     add("--target", metavar="NAME", help="label, candidate or item to explain; default: the prediction")
     add("--against", metavar="NAME", help="why the target and not this label, candidate or item")
     add("--word", help="explain only the tag of this word, or this written token")
-    methods = "integrated (gradients; default), gradient (times input), occlusion"
-    add("--method", choices=("integrated", "gradient", "occlusion"), nargs="+", default=["integrated"], help=methods)
+    methods = "integrated (gradients; default), gradient (times input), occlusion, rollout (of attention)"
+    choices = ("integrated", "gradient", "occlusion", "rollout")
+    add("--method", choices=choices, nargs="+", default=["integrated"], help=methods)
     baseline = "what stands for the words: mask, pad or zero; default: mask where the tokenizer has one, else zero"
     add("--baseline", choices=("mask", "pad", "zero"), help=baseline)
     most = "steps of the integral at most, a power of two (default: 512)"
@@ -416,7 +426,7 @@ def assist_parser(doc: str) -> argparse.ArgumentParser:
     add("--input", help=".txt file with one request per line, or JSONL, CSV ... file")
     add("--text_field", help="field with the request in --input; default: text, else instruction")
     add("--out", type=Path, help="JSONL file for the answers; default: stdout")
-    add("--threshold", type=float, help="lowest score in scope; default: as tuned, else everything is in scope")
+    add("--threshold", type=float, help="lowest score in scope; default: as abstain says, or tuned, else none")
     add("--score", choices=SCORES, help="the out-of-scope score; default: as tuned, else max_probability")
     add("--instruction", default="", help="the instruction before each text in training, if any")
     tune = "files of requests: tune the out-of-scope threshold on them"

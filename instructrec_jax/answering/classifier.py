@@ -134,8 +134,13 @@ class Classifier:
         return logits
 
     def mean(self, logits: np.ndarray) -> np.ndarray:
-        """The average, float64 [texts, labels], of the members' logits [members, texts, labels]; see `averaging`."""
-        return mixed("labels", logits, self.mixture)
+        """The average, float64 [texts, labels], of the members' logits [members, texts, labels]; see `averaging`.
+
+        A run's calibration is in the logits of its members already; that of an ensemble is of the average.
+        """
+        found = mixed("labels", logits, self.mixture)
+        calibration = self.run.calibration if self.run.members else None
+        return found if calibration is None else calibration(found)
 
     def members_of(self, encoded: Sequence[Encoded], numbers: Sequence[int] | None = None) -> np.ndarray:
         """Probabilities of each member, float64 [members, texts, labels]; arguments as in `logits`."""

@@ -1,6 +1,7 @@
 """Compares an opened run with other runs, fusions, prompt variants and baselines on the same cases."""
 
 import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,7 +35,7 @@ from instructrec_jax.evaluation.evaluator import (
 from instructrec_jax.evaluation.groups import Groups as Parts
 from instructrec_jax.evaluation.groups import group_metrics, groups_by
 from instructrec_jax.evaluation.mistakes import mistakes_of
-from instructrec_jax.evaluation.prompt_variants import format_sensitivity, reworded, sensitivity
+from instructrec_jax.evaluation.prompt_variants import format_sensitivity, read_wordings, reworded, sensitivity
 from instructrec_jax.evaluation.results import show_results
 from instructrec_jax.evaluation.showcase import showcase
 from instructrec_jax.files import write_json
@@ -62,6 +63,7 @@ class Beside:
       rerankers: runs that rerank the `retrieve` best items, with a weight tuned on data.validation.
       prompts: prompt variants to evaluate the same cases with; see `evaluation.prompt_variants`.
       baselines: whether to score baselines, which need data.train.
+      uncalibrated: whether to score the run without its calibration, too.
     """
 
     runs: Sequence[Path] = ()
@@ -70,6 +72,20 @@ class Beside:
     retrieve: int = 100
     prompts: Sequence[str] = field(default_factory=tuple)
     baselines: bool = True
+    uncalibrated: bool = False
+
+
+def beside_of(options: Namespace, several: bool) -> Beside:
+    """The rows that the options of the verb ask for. several: whether it evaluates an ensemble of runs."""
+    return Beside(
+        runs=options.beside,
+        hybrids=options.hybrid,
+        rerankers=options.rerank,
+        retrieve=options.retrieve,
+        prompts=read_wordings(options.wordings) if options.wordings else (),
+        baselines=not options.no_baselines,
+        uncalibrated=options.calibrate is not None and not several,
+    )
 
 
 def evaluate(
@@ -101,6 +117,8 @@ def evaluate(
     metric = run.config.evaluation.metric or run.task.metric
     if run.config.evaluation.metric is not None:
         chosen_metric({name: value for s in rows[0].scores.values() for name, value in s.metrics.items()}, metric)
+    if beside.uncalibrated:
+        rows.append(_scored("without calibration", run.task, run.plain_predictor, groups))
     rows += [*_members(run, groups), *(_other_run(path, groups) for path in beside.runs)]
     if not (beside.hybrids or beside.rerankers) and (fused := chosen_of(run)) is not None:
         rows.append(replace(_fused_row(fused, groups), served=True))

@@ -1,5 +1,6 @@
 """A customer-service desk: the intent, slots, action and reply for each request."""
 
+import hashlib
 import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,13 +11,15 @@ from typing import NotRequired, TypedDict
 import numpy as np
 
 from instructrec_jax.answering.classifier import Classifier, encode_one, open_tagger
-from instructrec_jax.answering.out_of_scope import ScoreName, Threshold, TunedThreshold, scope_score, write_threshold
+from instructrec_jax.answering.out_of_scope import Threshold, read_threshold, write_threshold
 from instructrec_jax.answering.records import blocks, read_records, stdin, value_of
 from instructrec_jax.data.example import BadExample, suggest
-from instructrec_jax.files import read_json
+from instructrec_jax.metrics.out_of_domain import OF_LOGITS, ScoreName
 from instructrec_jax.metrics.uncertainty import probabilities
 from instructrec_jax.parsing import read_yaml
+from instructrec_jax.runs.abstention import Abstention, abstention_of
 from instructrec_jax.runs.run import Run
+from instructrec_jax.tasks.base import Encoded
 
 BATCH = 64  # requests per batch
 Requests = Iterator[tuple[str, str]]  # (where, text)
@@ -221,8 +224,9 @@ class Desk:
       run: run directory of a classification task whose labels are the intents, or that run, opened.
       actions: the actions file, see docs/customer_service.md.
       slots: run directory of a token_classification task with BIO labels; its slots override those of patterns.
-      threshold: a request with a lower score is out of scope; None: the run's tuned threshold, if any.
-      score: the score compared with `threshold`; None: as tuned, else "max_probability".
+      threshold: a request with a lower score is out of scope; None: as the run's settings (`abstain`) say, else its
+        tuned threshold, if any.
+      score: the score compared with `threshold`; None: that of the settings, as tuned, or "max_probability".
       instruction: the instruction before each request in training, if any.
 
     Raises:
@@ -244,25 +248,45 @@ class Desk:
         found = [] if self.tagger is None else tagged_slots(self.tagger.task.labels)
         self.actions: Actions = read_actions(Path(actions), self.classifier.labels, found)
         tuned = self.classifier.run.path / "assist" / "threshold.json"
+        opened = self.classifier.run
+        self.scores = opened.domain_scores
+        self.abstention: Abstention | None = None
         self.score: ScoreName = score or "max_probability"
-        self.threshold = threshold
-        if threshold is None and tuned.is_file():
-            kept = read_json(tuned, TunedThreshold)
+        if threshold is not None:
+            self.abstention = abstention_of(self.scores, self.score, threshold, None)
+        elif opened.abstention is not None:
+            if score not in (None, opened.abstention.score):
+                raise ValueError(
+                    f"{opened.path} abstains by {opened.abstention.score} (abstain.score), not by {score}: give "
+                    "--threshold, too, or leave out --score."
+                )
+            self.abstention = opened.abstention
+        elif kept := read_threshold(tuned, lambda: threshold_identity(opened)):
             if score not in (None, kept["score"]):
                 raise ValueError(
                     f"{tuned} was tuned for {kept['score']}, not for {score}: tune again, or leave out --score."
                 )
-            self.score, self.threshold = kept["score"], kept["threshold"]
+            self.abstention = abstention_of(self.scores, kept["score"], kept["threshold"], None)
+        if self.abstention is not None:
+            self.score = self.abstention.score
+
+    @property
+    def threshold(self) -> float | None:
+        """A request with a lower score is out of scope; None: none is."""
+        return None if self.abstention is None else self.abstention.threshold
 
     def answer(self, requests: Sequence[tuple[str, str]]) -> list[Answered]:
         """Answers (where, text) pairs. Raises BadExample, naming `where`, for an unusable text."""
         encoded = [self.classifier.encode(text, where) for where, text in requests]
         logits = self.classifier.mean(self.classifier.logits(encoded))
-        shares, scores = probabilities(logits), scope_score(self.score, logits)
+        shares = probabilities(logits)
+        if self.abstention is None:
+            scores, abstained = self.scores.score(self.score, encoded, logits), np.zeros(len(encoded), bool)
+        else:
+            scores, abstained = self.abstention.of(encoded, logits)
         answers: list[Answered] = []
-        for (where, text), share, score in zip(requests, shares, scores, strict=True):
+        for (where, text), share, score, outside in zip(requests, shares, scores, abstained.tolist(), strict=True):
             intent = self.classifier.labels[int(share.argmax())]
-            outside = self.threshold is not None and bool(score < self.threshold)
             slots = matched(self.actions.slots, text)
             if self.tagger is not None:
                 slots |= tagged(self.tagger, text, where)
@@ -306,21 +330,30 @@ def tune_threshold(
 ) -> Threshold:
     """Tunes a run's out-of-scope threshold: the lowest with a false-positive rate of at most `rate`.
 
-    Writes threshold.json, roc.json (of both scores) and roc.png to RUN/assist; returns the content of threshold.json.
+    Writes threshold.json, roc.json (of `score`, and of the scores of logits) and roc.png to RUN/assist; returns the
+    content of threshold.json.
     """
     classifier = Classifier([Path(run)], instruction=instruction)
+    scores, names = classifier.run.domain_scores, tuple(dict.fromkeys([*OF_LOGITS, score]))
 
-    def logits(requests: Requests, name: str) -> np.ndarray:
+    def measured(requests: Requests, name: str) -> list[np.ndarray]:
         found = []
         for block in blocks(requests, BATCH):
-            encoded = [classifier.encode(text, where) for where, text in block]
-            found.append(classifier.mean(classifier.logits(encoded)))
+            encoded: list[Encoded] = [classifier.encode(text, where) for where, text in block]
+            logits = classifier.mean(classifier.logits(encoded))
+            found.append([scores.score(each, encoded, logits) for each in names])
         if not found:
             raise ValueError(f"there are no requests {name}: tuning needs requests in and out of scope.")
-        return np.concatenate(found)
+        return [np.concatenate(each) for each in zip(*found, strict=True)]
 
-    both = logits(inside, "in scope"), logits(outside, "out of scope")
-    return write_threshold(Path(run) / "assist", *both, score, rate)
+    both = zip(measured(inside, "in scope"), measured(outside, "out of scope"), strict=True)
+    kept = Path(run) / "assist"
+    return write_threshold(kept, dict(zip(names, both, strict=True)), score, rate, threshold_identity(classifier.run))
+
+
+def threshold_identity(run: Run) -> str:
+    """What a tuned threshold depends on: the weights and the calibration."""
+    return hashlib.sha256(f"{run.weights_digest()} {run.calibration!r}".encode()).hexdigest()
 
 
 def read_requests(source: str, field: str | None = None) -> Requests:

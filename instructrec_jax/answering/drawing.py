@@ -10,20 +10,35 @@ import jax
 import numpy as np
 
 from instructrec_jax.answering.language_model import read_prompts
+from instructrec_jax.backbones.folder import family_of, read_config
+from instructrec_jax.backbones.reading import input_limit
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.listed import check_type
 from instructrec_jax.data.media.drawing import grid_of, picture_file
 from instructrec_jax.files import replacing
 from instructrec_jax.inference.generation_config import GenerationConfig
-from instructrec_jax.runs.run import Run
+from instructrec_jax.runs.model import backbone_folder
+from instructrec_jax.runs.run import Run, is_run
 from instructrec_jax.tasks.generation.text_to_image import TextToImageTask
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 FIXED = ("max_new_tokens", "stop")  # an image has as many tokens as it has codes
 
 
+def drawing_settings(path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
+    """The overrides, for a HuggingFace folder behind the settings that open it to draw, in full length.
+
+    A language model's length has room for the codes, too, so it is that of its own settings.
+    """
+    if is_run(path) or any(arg.partition("=")[0] == "--config_path" for arg in overrides):
+        return [*overrides]
+    network = read_config(backbone_folder(str(path)))
+    longest = ["--data.max_length", str(input_limit(network))] if family_of(network).draws else []
+    return ["--task.type", "text_to_image", *longest, *overrides]
+
+
 class Drawer:
-    """A text_to_image run (or an export of one), opened to draw.
+    """A text_to_image run, an export of one or a folder in dalle-mini's layout, opened to draw.
 
     Args:
       path: an opened run, or what `Run.open` opens, with overrides and step.
@@ -35,7 +50,7 @@ class Drawer:
         check_type(path, "path", (str, Path, Run), "a run directory, or an opened run")
         if jax.process_count() > 1:
             raise ValueError("generation supports one process only: start it once, on the devices of one machine.")
-        self.run = path if isinstance(path, Run) else Run.open(path, overrides, step=step)
+        self.run = path if isinstance(path, Run) else Run.open(path, drawing_settings(path, overrides), step=step)
         if not isinstance(self.run.task, TextToImageTask):
             raise ValueError(f"{path} has the task {self.run.kind}, which draws no pictures: train text_to_image.")
         self.task: TextToImageTask = self.run.task

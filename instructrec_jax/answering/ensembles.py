@@ -12,7 +12,7 @@ from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.launch import once
 from instructrec_jax.files import write_json, write_text
 from instructrec_jax.runs.config import to_yaml
-from instructrec_jax.runs.ensemble import FILE, Kept, check_members, read_ensemble
+from instructrec_jax.runs.ensemble import FILE, Kept, calibration_digest, check_members, read_ensemble
 from instructrec_jax.runs.model import keep_declarations
 from instructrec_jax.runs.run import Run, open_member
 from instructrec_jax.tasks.averaging import Average, Judged, Mixture, fit
@@ -49,7 +49,12 @@ def open_ensemble(options: Namespace, out: Path, settings: list[str]) -> Run:
     """
     if options.average is None:
         raise ValueError("several runs need --average probability (an ensemble), or --beside (a row for each).")
-    how = How(options.average, options.weights, options.calibrate)
+    if options.calibrate == "per_class":
+        raise ValueError(
+            "an ensemble is made with temperatures: give --calibrate temperature, then `evaluate "
+            f"{out} --calibrate per_class`."
+        )
+    how = How(options.average, options.weights, options.calibrate is not None)
     make_ensemble([open_member(each, settings, options.step) for each in options.paths], out, how)
     return Run.open(out, settings)
 
@@ -76,7 +81,13 @@ def make_ensemble(members: Sequence[Run], out: Path, how: How) -> None:
         "average": how.average,
         "temperature": mixture.temperature,
         "members": [
-            {"run": str(member.path.resolve()), "checkpoint": member.checkpoint, "weight": w, "temperature": t}
+            {
+                "run": str(member.path.resolve()),
+                "checkpoint": member.checkpoint,
+                "weight": w,
+                "temperature": t,
+                "calibration": calibration_digest(member),
+            }
             for member, w, t in zip(members, mixture.weights, mixture.temperatures, strict=True)
         ],
         "validation_cases": cases,

@@ -26,7 +26,7 @@ from instructrec_jax.answering.formats.other_runtimes import (
     write_compressed_tensors,
 )
 from instructrec_jax.answering.model_card import CARD, readme
-from instructrec_jax.backbones import image_tokenizer
+from instructrec_jax.backbones import dallebart, image_tokenizer
 from instructrec_jax.backbones.folder import family_of, find_folder
 from instructrec_jax.backbones.sentence_vectors import write_sentence_modules
 from instructrec_jax.backbones.writing import save_pretrained
@@ -119,6 +119,11 @@ def write_run(
     decoded = (
         [f"The run is compressed: this is written from what its {codes} codes stand for."] if codes != "none" else []
     )
+    if format in (*OTHER_RUNTIMES, "peft") and family_of(model.source.config).draws:
+        raise ValueError(
+            f"--format {format}: other libraries do not have the network of {run} ({model.source.config.model_type}): "
+            "use --format hf, which merges LoRA."
+        )
     if format in OTHER_RUNTIMES:
         if task.context.pixels is not None:
             what = f"{task.context.pixels.kind.noun}s"
@@ -165,6 +170,12 @@ def opening(format: str, folder: Path, head: nnx.Module | None, network: str = "
         uses = [f'`peft.PeftModel.from_pretrained(base_model, "{folder.name}")` opens it.']
     elif network == image_tokenizer.FAMILY.base_class:
         uses = ["`task.tokenizer` of a text_to_image run names it. transformers has no such network."]
+    elif network == dallebart.ARCHITECTURE:
+        uses = [
+            f"`python -m instructrec_jax.generate {folder.name} --task image --prompt TEXT --out a.png` draws with it. "
+            "transformers has no such network; the tensors are those of dalle-mini's flax_model.msgpack, with dots in "
+            "their names."
+        ]
     else:
         uses = [f'`transformers.{network}.from_pretrained("{folder.name}")` opens it.']
     if format == "hf" and isinstance(head, RetrievalHead):
@@ -202,7 +213,7 @@ def write_hf(folder: Path, model: SplitModel, run: Path, task: Task, dtype: str 
         config.update({"problem_type": task.problem_type})
     shutil.copytree(run / "backbone", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("weights.json"))
     language_model = as_language_model(task)
-    if kind == "lm" and language_model is not None:
+    if kind == "lm" and language_model is not None and not family_of(config).draws:
         write_language_model_files(folder, config, language_model)
     head = network.head if kind else None
     save_pretrained(folder, network.backbone, config, head=head, head_kind=kind, dtype=dtype)

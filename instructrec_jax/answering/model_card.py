@@ -14,6 +14,7 @@ from typing import TypeVar
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from instructrec_jax.evaluation.behavior import Behavior
+from instructrec_jax.evaluation.doubts import Uncertainty
 from instructrec_jax.evaluation.report import GROUPS, KeptGroups
 from instructrec_jax.evaluation.tables import (
     GROUP_COLUMNS,
@@ -89,6 +90,7 @@ class Facts:
     evaluation: Evaluation
     groups: KeptGroups
     behavior: Behavior | None
+    uncertainty: Uncertainty | None
     metrics: Sequence[Mapping[str, object]]
     skipped: Sequence[Skipped]
 
@@ -106,6 +108,7 @@ class Facts:
             evaluated[0] if evaluated else {},
             _read(run / GROUPS, KeptGroups, nothing),
             read_json(run / "robustness.json", Behavior) if (run / "robustness.json").exists() else None,
+            read_json(run / "uncertainty.json", Uncertainty) if (run / "uncertainty.json").exists() else None,
             read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else [],
             read_jsonl(run / "skipped.jsonl", Skipped) if (run / "skipped.jsonl").exists() else [],
         )
@@ -161,7 +164,7 @@ def model_card(run: str | Path, watts: float | None = None) -> str:
         "Evaluation": _results(facts),
         "Groups": _groups(facts.groups),
         "Robustness": _robustness(facts.behavior),
-        "Calibration": _calibration(facts),
+        "Calibration and uncertainty": _calibration(facts),
         "Training time and energy": _cost(facts, watts),
         "Limits": _limits(facts),
     }
@@ -319,9 +322,13 @@ def _calibration(facts: Facts) -> str:
     row = facts.row
     values = {} if row is None else row.get("values") or {}
     names = [name for name in values if re.split(r", | \(", name)[0] == "ece"]
-    if row is None or not names:
-        return f"{NOT_MEASURED.capitalize()}."
-    return _listed(f"Expected calibration error ({cell(name)}): {digits(value_of(row, name))}" for name in names)
+    parts = []
+    if row is not None and names:
+        parts = [_listed(f"Expected calibration error ({cell(name)}): {digits(value_of(row, name))}" for name in names)]
+    for each in facts.uncertainty["tables"] if facts.uncertainty else ():
+        if each["rows"]:
+            parts += [plain(f"{each['title']}. {each['text']}"), table(each["rows"][0], each["rows"][1:])]
+    return "\n\n".join(parts) or f"{NOT_MEASURED.capitalize()}."
 
 
 def _cost(facts: Facts, watts: float | None) -> str:

@@ -1,36 +1,25 @@
-"""Detection of out-of-scope requests: a score, its ROC and a threshold.
+"""The tuned threshold of a run: by requests in scope and out of scope, with its ROC.
 
-A request is accepted as in scope if its score is at or above the threshold. As usual in the field, "in scope" is the
-positive class: the true-positive rate is the share of in-scope requests that are accepted, the false-positive rate the
-share of out-of-scope requests that are accepted.
+A request is accepted as in scope if its score (`metrics.out_of_domain`) is at or above the threshold. As usual in the
+field, "in scope" is the positive class: the true-positive rate is the share of in-scope requests that are accepted, the
+false-positive rate the share of out-of-scope requests that are accepted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
-from instructrec_jax.files import replacing, write_json
-from instructrec_jax.metrics.uncertainty import negative_energy, probabilities
+from instructrec_jax.files import read_json, replacing, write_json
+from instructrec_jax.metrics.out_of_domain import Roc, ScoreName, roc
 
-ScoreName = Literal["max_probability", "negative_energy"]
-SCORES: tuple[ScoreName, ...] = ("max_probability", "negative_energy")
-COLORS: dict[str, str] = {"max_probability": "#2b6cb0", "negative_energy": "#c05621"}
-
-
-class Roc(TypedDict):
-    """A ROC of in-scope and out-of-scope scores.
-
-    "fpr_at_95_tpr" is the false-positive rate of the highest threshold that accepts 95% of the in-scope requests. The
-    first of the thresholds is infinite: nothing is accepted.
-    """
-
-    auroc: float
-    fpr_at_95_tpr: float
-    fpr: list[float]
-    tpr: list[float]
-    thresholds: list[float]
+COLORS: dict[str, str] = {
+    "max_probability": "#2b6cb0",
+    "negative_energy": "#c05621",
+    "mahalanobis": "#2f855a",
+    "knn": "#6b46c1",
+}
 
 
 class Point(TypedDict):
@@ -42,9 +31,10 @@ class Point(TypedDict):
 
 
 class Threshold(Point):
-    """The content of threshold.json."""
+    """The content of threshold.json; identity: see `TunedThreshold`."""
 
     score: ScoreName
+    identity: str
     wanted_false_positive_rate: float
     auroc: float
     fpr_at_95_tpr: float
@@ -53,34 +43,31 @@ class Threshold(Point):
 
 
 class TunedThreshold(TypedDict):
-    """What `assist` reads of threshold.json."""
+    """What `assist` reads of threshold.json.
+
+    Attributes:
+      identity: of the weights and the calibration that it was tuned for; missing in files of version 0.1.
+    """
 
     score: ScoreName
     threshold: float
+    identity: NotRequired[str]
 
 
-def scope_score(name: ScoreName, logits: np.ndarray) -> np.ndarray:
-    """Score of logits [..., labels]: float64 [...], higher for requests in scope.
+def read_threshold(file: Path, identity: Callable[[], str]) -> TunedThreshold | None:
+    """The tuned threshold of a run; None without the file.
 
-    "max_probability": of softmax (Hendrycks & Gimpel, 2017); "negative_energy": logsumexp (Liu et al., 2020).
+    Raises ValueError for a damaged file, and for one that was tuned for another checkpoint or calibration.
     """
-    return probabilities(logits).max(-1) if name == "max_probability" else negative_energy(logits)
-
-
-def roc(inside: np.ndarray, outside: np.ndarray) -> Roc:
-    """The ROC of in-scope and out-of-scope scores, float [n] each, by scikit-learn."""
-    from sklearn.metrics import roc_auc_score, roc_curve  # takes a second to import
-
-    truth = np.repeat([1, 0], [len(inside), len(outside)])
-    scores = np.concatenate([inside, outside])
-    fpr, tpr, thresholds = roc_curve(truth, scores, drop_intermediate=False)
-    return {
-        "auroc": float(roc_auc_score(truth, scores)),
-        "fpr_at_95_tpr": float(fpr[np.argmax(tpr >= 0.95)]),
-        "fpr": fpr.tolist(),
-        "tpr": tpr.tolist(),
-        "thresholds": [*map(float, thresholds)],
-    }
+    if not file.is_file():
+        return None
+    kept = read_json(file, TunedThreshold)
+    if kept.get("identity", now := identity()) != now:
+        raise ValueError(
+            f"{file} was tuned for another checkpoint or calibration of the run: tune again (--tune_threshold), or "
+            "give --threshold."
+        )
+    return kept
 
 
 def choose(curve: Roc, rate: float) -> Point:
@@ -97,7 +84,7 @@ def choose(curve: Roc, rate: float) -> Point:
     if tpr[best] == 0:
         raise ValueError(
             f"no threshold accepts in-scope requests at a false-positive rate of {rate:.1%}: allow a higher "
-            "--false_positive_rate, or try the other --score."
+            "--false_positive_rate, or try another --score."
         )
     below = thresholds[best + 1] if best + 1 < len(thresholds) else thresholds[best]
     threshold = (thresholds[best] + below) / 2
@@ -138,16 +125,26 @@ def draw_roc(file: Path, curves: Mapping[str, Roc], chosen: Threshold) -> None:
         figure.savefig(stream, format="png", dpi=150)
 
 
-def write_threshold(folder: Path, inside: np.ndarray, outside: np.ndarray, score: ScoreName, rate: float) -> Threshold:
+def write_threshold(
+    folder: Path,
+    scores: Mapping[ScoreName, tuple[np.ndarray, np.ndarray]],
+    score: ScoreName,
+    rate: float,
+    identity: str,
+) -> Threshold:
     """Chooses a threshold; writes threshold.json, roc.json and roc.png; returns the content of threshold.json.
 
     Args:
-      inside, outside: logits, float [requests, labels].
+      scores: those of the requests in scope and out of scope, float [requests] each, by the name of the score.
+      score: the one that is compared with the threshold.
+      identity: see `TunedThreshold`.
     """
-    curves: dict[str, Roc] = {name: roc(scope_score(name, inside), scope_score(name, outside)) for name in SCORES}
+    curves: dict[str, Roc] = {name: roc(*both) for name, both in scores.items()}
+    inside, outside = scores[score]
     chosen: Threshold = {
         "score": score,
         **choose(curves[score], rate),
+        "identity": identity,
         "wanted_false_positive_rate": rate,
         "auroc": curves[score]["auroc"],
         "fpr_at_95_tpr": curves[score]["fpr_at_95_tpr"],

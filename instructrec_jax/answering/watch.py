@@ -87,10 +87,12 @@ def label_values(labels: list[str], given: Mapping[str, float] | None) -> np.nda
 
 
 def opinions(classifier: Classifier, values: np.ndarray, weight: Weight, block: list[Reading]) -> list[Opinion]:
-    """Labels a block of readings."""
+    """Labels a block of readings. Where the run abstains, a record has the weight 0."""
     logits = classifier.logits([each.encoded for each in block], [each.number for each in block])
     members, means = classifier.shares(logits), probabilities(classifier.mean(logits))
     unsure, informed = entropy(means), mutual_information(members, classifier.mixture.weights)
+    abstention = classifier.run.abstention
+    verdicts = None if abstention is None else abstention.of([each.encoded for each in block], classifier.mean(logits))
     found = []
     for place, each in enumerate(block):
         mean, value, doubt = means[place], float(means[place] @ values), float(unsure[place])
@@ -105,14 +107,17 @@ def opinions(classifier: Classifier, values: np.ndarray, weight: Weight, block: 
         }
         if classifier.members > 1:
             told["mutual_information"] = float(informed[place])
-        certainty = max(0.0, 1 - doubt / np.log(len(values)))
+        weighs = max(0.0, 1 - doubt / np.log(len(values))) if weight == "certainty" else 1.0
+        if verdicts is not None:
+            told |= {"abstained": bool(verdicts[1][place]), "scope_score": float(verdicts[0][place])}
+            weighs = 0.0 if told["abstained"] else weighs
         found.append(
             Opinion(
                 each.entity,
                 each.time,
                 members[:, place] @ values,
                 value,
-                certainty if weight == "certainty" else 1.0,
+                weighs,
                 told,
                 doubt,
                 float(informed[place]),

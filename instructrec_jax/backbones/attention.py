@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from instructrec_jax.backbones import attention_kernels as kernels
 from instructrec_jax.backbones.layers import DropoutKeys, attention_dropout_bits, keep_mask
+from instructrec_jax.backbones.noted import noted
 
 BRANCH = 1 << 16  # segment n · BRANCH + b is branch b of segment n · BRANCH: it also attends to that segment
 
@@ -31,6 +33,7 @@ def attention(
     dropout_rate: float = 0.0,
     dropout_keys: DropoutKeys | None = None,
     scale: float | None = None,
+    weights: nnx.Param[jax.Array] | None = None,
 ) -> jax.Array:
     """softmax(scale · q kᵀ + bias) v inside each segment, softmax in fp32.
 
@@ -52,6 +55,8 @@ def attention(
         soft_cap: scores become soft_cap · tanh(scores / soft_cap) before the bias (Gemma 2).
         dropout_rate, dropout_keys: dropout of the probabilities; none if the keys are None.
         scale: factor on the scores; head_dim ** -0.5 by default.
+        weights: zeros float32 [rows, queries, keys], or None: their gradient is the mean over heads of the softmax, see
+            `noted`; then no other gradient passes.
 
     Returns: [rows, queries, heads, head_dim] in v's dtype.
 
@@ -60,7 +65,11 @@ def attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     own = all(x is None or x is y for x, y in ((key_segment_ids, segment_ids), (key_positions, positions)))
     drops = dropout_keys is not None and dropout_rate > 0.0
-    kernel = kernels.choose(q, own=own, bias=bias, dropout=drops, soft_cap=soft_cap, groups=groups is not None)
+    kernel = (
+        "plain"
+        if weights is not None
+        else kernels.choose(q, own=own, bias=bias, dropout=drops, soft_cap=soft_cap, groups=groups is not None)
+    )
     if kernel == "splash":
         return kernels.splash_attention(
             q, k, v, segment_ids, causal=causal, window=window, soft_cap=soft_cap, scale=scale
@@ -71,7 +80,7 @@ def attention(
     if kernel == "cudnn":
         mask = _mask(segment_ids, positions, key_segment_ids, key_positions, groups, key_groups, window, causal)
         return kernels.cudnn_attention(q, k, v, mask[:, None], scale=scale)
-    scoring = _Scoring(scale, window, causal, soft_cap, dropout_rate if drops else 0.0)
+    scoring = _Scoring(scale, window, causal, soft_cap, dropout_rate if drops else 0.0, weights)
     run: Callable[..., jax.Array] = functools.partial(_plain, scoring)
     keys = dropout_keys.tokens if drops and dropout_keys is not None else None
     by_query = None if bias is None else bias.transpose(0, 2, 1, 3)
@@ -90,6 +99,7 @@ class _Scoring:
     causal: bool
     soft_cap: float | None
     dropout_rate: float
+    weights: nnx.Param[jax.Array] | None
 
 
 def _plain(
@@ -126,6 +136,7 @@ def _plain(
     largest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
     weights = jnp.where(mask, jnp.exp(scores - largest), 0.0)  # rows of padding: all zero, no 0/0
     total = weights.sum(-1, keepdims=True)
+    found = None if scoring.weights is None else (weights / jnp.where(total == 0.0, 1.0, total)).mean(1)
     if keys is not None:
         bits = attention_dropout_bits(DropoutKeys(keys), heads, key_positions)
         weights = jnp.where(keep_mask(bits, scoring.dropout_rate), weights / (1.0 - scoring.dropout_rate), 0.0)
@@ -133,6 +144,8 @@ def _plain(
     weights = weights.astype(v.dtype).reshape(rows, key_heads, -1, key_count)
     out = jnp.einsum("bhlm,bhmd->bhld", weights, v, preferred_element_type=jnp.float32)
     out = out.reshape(rows, heads, queries, head_dim) / jnp.where(total == 0.0, 1.0, total)
+    if found is not None and scoring.weights is not None:
+        out = noted(out, scoring.weights[...], jax.lax.stop_gradient(found))
     return out.transpose(0, 2, 1, 3).astype(v.dtype)
 
 

@@ -4,6 +4,7 @@ Its layers, with the norms in front, are also Whisper's.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -52,6 +53,7 @@ class BartSpec:
     activation_dropout: float
     initializer_range: float
     pre_norm: bool = False  # x + f(norm(x)) in place of norm(x + f(x))
+    position_offset: int = POSITION_OFFSET
 
 
 class Layer(nnx.Module):
@@ -101,12 +103,24 @@ class Layer(nnx.Module):
 
 
 class Side(nnx.Module):
-    """The encoder or the decoder: word embeddings -> hidden states."""
+    """The encoder or the decoder: word embeddings -> hidden states.
 
-    def __init__(self, spec: BartSpec, *, dtype: DTypeLike, stack: StackOptions, rngs: nnx.Rngs):
+    Args:
+        layer: makes a layer of a spec, called as a `Layer`.
+    """
+
+    def __init__(
+        self,
+        spec: BartSpec,
+        *,
+        dtype: DTypeLike,
+        stack: StackOptions,
+        rngs: nnx.Rngs,
+        layer: Callable[[BartSpec, DTypeLike, nnx.Rngs], nnx.Module] = Layer,
+    ):
         width = spec.attention.hidden_size
         self.position_embeddings = Embedding(
-            spec.max_length + POSITION_OFFSET,
+            spec.max_length + spec.position_offset,
             width,
             init=normal(spec.initializer_range),
             axes=(None, "embed"),
@@ -115,14 +129,14 @@ class Side(nnx.Module):
         )
         self.embedding_norm = LayerNorm(width, eps=EPS, dtype=dtype)
         self.layers = Stack(
-            ["layer"] * spec.num_layers, lambda kind, rngs: Layer(spec, dtype, rngs), options=stack, rngs=rngs
+            ["layer"] * spec.num_layers, lambda kind, rngs: layer(spec, dtype, rngs), options=stack, rngs=rngs
         )
         self.spec = spec
 
     def __call__(
         self, x: jax.Array, context: Context, dropout: DropoutKeys | None, cache: LayerCache
     ) -> tuple[jax.Array, LayerCache]:
-        x = x * self.spec.embedding_scale + self.position_embeddings(context.positions + POSITION_OFFSET)
+        x = x * self.spec.embedding_scale + self.position_embeddings(context.positions + self.spec.position_offset)
         x = self.embedding_norm(x)
         x = _dropout(x, self.spec.dropout, None if dropout is None else dropout.fold(0))
         if cache is None:
@@ -156,8 +170,8 @@ def _refuse_variants(config: PretrainedConfig) -> None:
             )
 
 
-def _side_spec(config: PretrainedConfig, side: str) -> BartSpec:
-    """The spec of the "encoder" or "decoder"."""
+def side_spec(config: PretrainedConfig, side: str, max_length: int) -> BartSpec:
+    """The spec of the "encoder" or "decoder", for texts of at most `max_length` tokens."""
     width, std = config.d_model, config.init_std
     heads = getattr(config, f"{side}_attention_heads")
     if width % heads:
@@ -178,7 +192,7 @@ def _side_spec(config: PretrainedConfig, side: str) -> BartSpec:
         num_layers=getattr(config, f"{side}_layers"),
         mlp_size=getattr(config, f"{side}_ffn_dim"),
         activation=config.activation_function,
-        max_length=config.max_position_embeddings,
+        max_length=max_length,
         embedding_scale=math.sqrt(width) if config.scale_embedding else 1.0,
         dropout=config.dropout,
         activation_dropout=config.activation_dropout,
@@ -189,7 +203,7 @@ def _side_spec(config: PretrainedConfig, side: str) -> BartSpec:
 def build(config: PretrainedConfig, *, dtype: DTypeLike, stack: StackOptions, pooler: bool, rngs: nnx.Rngs) -> Backbone:
     _refuse_variants(config)
     activation(config.activation_function)
-    encoder, decoder = _side_spec(config, "encoder"), _side_spec(config, "decoder")
+    encoder, decoder = (side_spec(config, side, config.max_position_embeddings) for side in ("encoder", "decoder"))
     init, padding_id = normal(config.init_std), config.pad_token_id
     table = Embedding(config.vocab_size, config.d_model, init=init, padding_id=padding_id, dtype=dtype, rngs=rngs)
     return EncoderDecoder(

@@ -261,6 +261,7 @@ class Attention(nnx.Module):
         self.key_norm = head_norm()
         self.kind = kind
         self.spec = spec
+        self.weights: nnx.Param[jax.Array] | None = nnx.data(None)  # see `attention`
 
     def __call__(
         self, x: jax.Array, context: Context, keys: DropoutKeys | None, cache: dict[str, jax.Array] | None
@@ -294,6 +295,7 @@ class Attention(nnx.Module):
             scale=spec.attention_scale,
             dropout_rate=spec.attention_dropout,
             dropout_keys=None if keys is None else keys.fold(0),
+            weights=self.weights,
         )
         return self.output(y.reshape(*x.shape[:2], -1), keys), entries
 

@@ -90,6 +90,7 @@ class Attention(nnx.Module):
         self.causal = spec.causal
         self.num_heads = spec.num_heads
         self.dropout_rate = spec.attention_dropout
+        self.weights: nnx.Param[jax.Array] | None = nnx.data(None)  # see `attention`
 
     def __call__(self, x: jax.Array, context: Context, keys: DropoutKeys | None) -> jax.Array:
         def heads(y: jax.Array) -> jax.Array:
@@ -105,6 +106,7 @@ class Attention(nnx.Module):
             causal=self.causal,
             dropout_rate=self.dropout_rate,
             dropout_keys=keys,
+            weights=self.weights,
         )
         return self.output(out.reshape(x.shape), keys)
 

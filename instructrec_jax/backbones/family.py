@@ -94,6 +94,7 @@ class LMHeadSpec:
     scale: float = 1.0
     soft_cap: float | None = None  # logits become soft_cap · tanh(logits / soft_cap)
     initializer_range: float = 0.02
+    size: int | None = None  # tokens of an own table of another size than the word embeddings; None: of theirs
 
 
 class Backbone(nnx.Module):
@@ -165,6 +166,11 @@ class Family:
         padded: whether an encoder's texts are padded to the network's `max_length`, and attend to this padding.
         reader: how a config's decoder reads images beside words; None: it reads none.
         variant: the family of a config, where tables depend on the config (of the network of texts within it).
+        whole: whether a file has no tensors but those of the table, so that another one means another config.
+        trained: whether this package trains the network; False: it is read as it is.
+        stacked: starts of names, with the prefix, of tensors whose first axis is that of all layers; the table has them
+            layer by layer, with the number behind such a start.
+        draws: whether the decoder of an encoder–decoder writes codes of images, of a vocabulary of its own.
 
     Encoders and decoders are called as
 
@@ -188,7 +194,7 @@ class Family:
 
     Image networks are `vision.VisionEncoder`s, called with pixels [rows, height, width, channels]; those of sounds are
     `whisper.SoundEncoder`s; pairs are `image_text.ImageText`s, called as encoders, with `images=`. Whisper's `encode`
-    needs the rows' sounds as `images=`. Image tokenizers are `image_tokenizer.ImageTokenizer`s, which are not called.
+    needs the rows' sounds as `images=`. Image tokenizers are `image_tokenizer.ImageCoder`s, which are not called.
     """
 
     build: Callable[..., Backbone]
@@ -203,6 +209,10 @@ class Family:
     layouts: tuple[tuple[str, str], ...] = ()
     tower: Callable[[PretrainedConfig], PretrainedConfig] | None = None
     variant: "Callable[[PretrainedConfig], Family] | None" = None
+    whole: bool = False
+    trained: bool = True
+    stacked: tuple[str, ...] = ()
+    draws: bool = False
     sounds: bool = False
     padded: bool = False
     reader: "Callable[[PretrainedConfig], ReaderSpec] | None" = None

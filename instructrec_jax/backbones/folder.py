@@ -10,6 +10,7 @@ from instructrec_jax.backbones import (
     bart,
     bert,
     clip,
+    dallebart,
     dinov2,
     distilbert,
     gemma,
@@ -25,6 +26,7 @@ from instructrec_jax.backbones import (
     siglip,
     t5,
     vit,
+    vqgan,
     whisper,
 )
 from instructrec_jax.backbones.family import PAIR, WORDLESS, Family
@@ -40,6 +42,7 @@ FAMILIES: dict[str, Family] = {
     "clip": clip.FAMILY,
     "clip_text_model": clip.TEXT_FAMILY,
     "clip_vision_model": clip.VISION_FAMILY,
+    "dallebart": dallebart.FAMILY,
     "dinov2": dinov2.FAMILY,
     "dinov2_with_registers": dinov2.REGISTERS_FAMILY,
     "distilbert": distilbert.FAMILY,
@@ -64,6 +67,7 @@ FAMILIES: dict[str, Family] = {
     "siglip_vision_model": siglip.VISION_FAMILY,
     "t5": t5.FAMILY,
     "vit": vit.FAMILY,
+    "vqgan": vqgan.FAMILY,
     "whisper": whisper.FAMILY,
     "xlm-roberta": roberta.XLM_FAMILY,
 }

@@ -65,6 +65,7 @@ class Layer(nnx.Module):
         self.mlp_out = Linear(mlp, width, axes=("mlp", "embed"), init=init_out, dtype=dtype, rngs=rngs)
         self.attention_scale = attention_scale
         self.spec = spec
+        self.weights: nnx.Param[jax.Array] | None = nnx.data(None)  # see `attention`
 
     def __call__(
         self,
@@ -94,6 +95,7 @@ class Layer(nnx.Module):
             scale=self.attention_scale,
             dropout_rate=spec.attention_dropout,
             dropout_keys=site(0),
+            weights=self.weights,
         )
         x = x + dropout(self.attention_output(y.reshape(x.shape), keys), spec.residual_dropout, site(1))
         y = self.mlp_out(activation(spec.activation)(self.mlp_in(self.mlp_norm(x), keys)), keys)

@@ -6,6 +6,7 @@ folder is written by this package, in HuggingFace's layout, with model_type `fsq
 
 from dataclasses import dataclass
 from math import prod
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,42 @@ class TokenizerSpec:
     def code_count(self) -> int:
         """How many different codes there are."""
         return prod(self.levels)
+
+
+class CodesSpec(Protocol):
+    """What there is to know of the codes of an `ImageCoder`; see `TokenizerSpec`."""
+
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def codes(self) -> int: ...
+    @property
+    def code_count(self) -> int: ...
+
+
+class ImageCoder(Protocol):
+    """A network that makes codes of images, and images of codes: of this module, or `vqgan.VQGAN`."""
+
+    @property
+    def spec(self) -> CodesSpec: ...
+
+    def encode(self, pixels: jax.Array) -> jax.Array:
+        """Pixels float [rows, height, width, channels] -> int32 [rows, codes], the indices of an image's codes."""
+
+    def decode(self, indices: jax.Array) -> jax.Array:
+        """int [rows, codes] -> float32 pixels [rows, height, width, channels]."""
+
+
+def check_pixels(pixels: jax.Array, spec: CodesSpec) -> None:
+    """Raises ValueError for images of another size than the network's."""
+    expected = (spec.image_size, spec.image_size, spec.channels)
+    if pixels.shape[1:] != expected:
+        raise ValueError(
+            f"the images have {' × '.join(map(str, pixels.shape[1:]))} values, but the image tokenizer reads "
+            f"{' × '.join(map(str, expected))} (its sizes in config.json): resize them."
+        )
 
 
 class Convolution(nnx.Module):
@@ -155,13 +192,8 @@ class ImageTokenizer(Backbone):
         return self._pixels(codes), indices_of(codes, self.spec.levels)
 
     def _codes(self, pixels: jax.Array) -> jax.Array:
-        spec, expected = self.spec, (self.spec.image_size, self.spec.image_size, self.spec.channels)
-        if pixels.shape[1:] != expected:
-            raise ValueError(
-                f"the images have {' × '.join(map(str, pixels.shape[1:]))} values, but the image tokenizer reads "
-                f"{' × '.join(map(str, expected))} (image_size and num_channels in config.json): resize them."
-            )
-        return quantized(self.encoder(patches_of(pixels, spec.patch_size)), spec.levels)
+        check_pixels(pixels, self.spec)
+        return quantized(self.encoder(patches_of(pixels, self.spec.patch_size)), self.spec.levels)
 
     def _pixels(self, codes: jax.Array) -> jax.Array:
         spec, (rows, grid, size) = self.spec, (len(codes), self.spec.grid, self.spec.patch_size)

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.activations import ACTIVATIONS as ACTIVATIONS
 from instructrec_jax.backbones.activations import activation as activation
+from instructrec_jax.backbones.blocks import Block, plan_blocks
 from instructrec_jax.backbones.tables import Table
 from instructrec_jax.distributed.mesh import constrain, is_split
 
@@ -137,16 +138,26 @@ class Embedding(nnx.Module):
 class LayerNorm(nnx.Module):
     """Layer normalization over the last axis, computed in fp32, returned in `dtype`."""
 
-    def __init__(self, features: int, *, eps: float, use_bias: bool = True, dtype: DTypeLike = jnp.float32):
-        self.scale = nnx.Param(jnp.ones((features,), jnp.float32), axes=("embed",))
-        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32), axes=("embed",)) if use_bias else None
+    def __init__(
+        self,
+        features: int,
+        *,
+        eps: float,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        axes: Axes = ("embed",),
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32), axes=axes) if use_scale else None
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32), axes=axes) if use_bias else None
         self.eps = eps
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(jnp.float32)
         x = x - x.mean(-1, keepdims=True)
-        y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps) * self.scale[...]
+        y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+        y = y if self.scale is None else y * self.scale[...]
         return (y if self.bias is None else y + self.bias[...]).astype(self.dtype)
 
 
@@ -267,51 +278,6 @@ def first_tokens(segment_ids: Array, max_segments: int) -> jax.Array:
 
 
 # ---------------------------------------------------------------- the stack of layers
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """The `count` layers first, first + step, …, stored as one module with a leading "layers" axis."""
-
-    name: str
-    first: int
-    step: int
-    count: int
-
-    @property
-    def layers(self) -> range:
-        return range(self.first, self.first + self.step * self.count, self.step)
-
-
-def plan_blocks(kinds: Sequence[Hashable], start: int = 0, stop: int | None = None) -> tuple[tuple[Block, ...], ...]:
-    """Groups the layers start .. stop - 1 so that as few layer bodies as possible are compiled.
-
-    A group is a pattern of blocks that repeats `count` times and is scanned; layers before and after the repeating
-    pattern form unrolled groups (count 1). Example: kinds "g0 l l g l l g l" (with a special first layer) become
-    [g0] · [l l g]×2 · [l].
-    """
-    kinds = kinds[start:stop]
-    n = len(kinds)
-    best = (n, n, 1, 1)  # bodies compiled, prefix, period, repeats
-    for prefix in range(n):
-        for period in range(1, (n - prefix) // 2 + 1):
-            repeats = 1
-            pattern = kinds[prefix : prefix + period]
-            while kinds[prefix + repeats * period :][:period] == pattern:
-                repeats += 1
-            bodies = n - period * (repeats - 1)
-            if repeats > 1 and bodies < best[0]:
-                best = (bodies, prefix, period, repeats)
-    _, prefix, period, repeats = best
-
-    def group(first: int, size: int, count: int) -> tuple[Block, ...]:
-        return tuple(Block(f"block{i}", i, size, count) for i in range(start + first, start + first + size))
-
-    if repeats == 1:
-        return (group(0, n, 1),) if n else ()
-    end = prefix + period * repeats
-    groups = (group(0, prefix, 1), group(prefix, period, repeats), group(end, n - end, 1))
-    return tuple(g for g in groups if g)
 
 
 def _all_but_attention(_: object, *inputs: object, **__: object) -> bool:

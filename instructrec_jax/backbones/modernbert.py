@@ -67,6 +67,7 @@ class Layer(nnx.Module):
     def __init__(self, kind: tuple[str, bool], spec: ModernBertSpec, dtype: DTypeLike, rngs: nnx.Rngs):
         self.attention_type, is_first = kind
         self.spec = spec
+        self.weights: nnx.Param[jax.Array] | None = nnx.data(None)  # see `attention`
         width, mlp = spec.hidden_size, spec.mlp_size
         init = truncated_normal(spec.initializer_range, spec.initializer_cutoff)
         init_out = truncated_normal(spec.output_range, spec.initializer_cutoff)
@@ -127,6 +128,7 @@ class Layer(nnx.Module):
             window=spec.window if self.attention_type == LOCAL else None,
             dropout_rate=spec.attention_dropout,
             dropout_keys=site(0),
+            weights=self.weights,
         )
         y = self.attention_output(y.reshape(x.shape), keys)
         x = x + dropout(y, spec.attention_dropout, site(1))

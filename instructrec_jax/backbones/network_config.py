@@ -14,7 +14,8 @@ SIZES = """
     vocab_size hidden_size d_model dim n_embd num_attention_heads num_heads n_head n_heads encoder_attention_heads
     decoder_attention_heads intermediate_size hidden_dim d_ff d_kv encoder_ffn_dim decoder_ffn_dim type_vocab_size
     max_position_embeddings n_positions relative_attention_num_buckets relative_attention_max_distance local_attention
-    num_channels projection_dim projection_size pooler_output_size
+    num_channels projection_dim projection_size pooler_output_size encoder_vocab_size image_vocab_size image_length
+    max_text_length
 """.split()
 OPTIONAL_SIZES = "num_key_value_heads head_dim n_inner sliding_window sliding_window_pattern num_labels".split()
 RATES = """
@@ -32,7 +33,17 @@ TEXTS = "model_type hidden_act hidden_activation activation activation_function 
 TOKENS = "pad_token_id bos_token_id decoder_start_token_id cls_token_id sep_token_id".split()
 NULL_MEANS_DEFAULT = {"classifier_dropout"}
 
-OWN_TYPES = {"fsq_tokenizer": "FsqTokenizerConfig"}  # of this package: model_type -> name of the config's class
+# model types that transformers does not know -> names of their configs' classes
+OWN_TYPES = {"dallebart": "DalleBartConfig", "fsq_tokenizer": "FsqTokenizerConfig", "vqgan": "VQGANConfig"}
+# their usual field names -> those of their files
+OTHER_NAMES = {
+    "dallebart": {
+        "hidden_size": "d_model",
+        "vocab_size": "encoder_vocab_size",
+        "num_attention_heads": "encoder_attention_heads",
+        "num_hidden_layers": "encoder_layers",
+    }
+}
 MOST_LAYERS = 512
 DTYPE = re.compile(r"(torch\.)?(float(16|32|64)|bfloat16|half|float|double|auto|float8_\w+|u?int8)")
 ROPE_NUMBERS = """
@@ -69,7 +80,8 @@ def own_config_class(model_type: str) -> type[PretrainedConfig]:
     """The class of `transformers` configs of a model_type of this package; `transformers` itself is not told."""
     from transformers import PretrainedConfig
 
-    return type(OWN_TYPES[model_type], (PretrainedConfig,), {"model_type": model_type})
+    own = {"model_type": model_type, "attribute_map": OTHER_NAMES.get(model_type, {})}
+    return type(OWN_TYPES[model_type], (PretrainedConfig,), own)
 
 
 def check_fields(fields: Fields) -> None:

@@ -120,6 +120,11 @@ def answer_limit(config: PretrainedConfig) -> int | None:
     return getattr(module, "max_target_length", None)
 
 
+def answer_vocabulary(config: PretrainedConfig) -> int | None:
+    """Tokens of a language model's answers, where they are other ones than those of its prompts; else None."""
+    return getattr(family_of(config).heads["lm"].spec(config), "size", None)
+
+
 def load_backbone(
     path_or_hub_id: str | os.PathLike[str],
     *,
@@ -163,7 +168,7 @@ def load_backbone(
     if random_init:
         module, report = _fill(build, None, (), "", rngs.params(), shardings, lambda path: True)
     else:
-        with TensorFiles(folder, family.name_here) as files:
+        with TensorFiles(folder, family.name_here, family.stacked) as files:
             _refuse_quantized(files)
             prefix = family.prefix if any(name.startswith(family.prefix) for name in files.names) else ""
             module, report = _fill(
@@ -206,7 +211,7 @@ def load_head(
     if declared_head(config) not in (kind, None):
         return _fill(build, None, (), "", rngs.params(), shardings, lambda path: True)
     rules = family.heads[kind].mapping
-    with TensorFiles(folder, family.name_here) as files:
+    with TensorFiles(folder, family.name_here, family.stacked) as files:
         needed = [site.path for site in sites_of(abstract_module(build))]
         present = {rule.path for rule in rules if find_name(rule.name, rule.old_names, "", files.names)}
         _check_tied(files, family, rules, needed)
@@ -250,7 +255,15 @@ def _refuse_quantized(files: TensorFiles) -> None:
 
 
 def _refuse_leftovers(files: TensorFiles, family: Family, prefix: str, report: LoadReport, pooler: bool) -> None:
-    """Raises ValueError for an unused tensor that a rule matches, such as a 13th layer's: the config does not fit."""
+    """Raises ValueError for an unused tensor that a rule matches, such as a 13th layer's: the config does not fit.
+
+    In a family whose files are `whole`, any unused tensor means that.
+    """
+    if family.whole and report.unused:
+        raise ValueError(
+            f"{files.folder}: config.json does not fit the weights: its network has no parameter for tensor "
+            f"{report.unused[0]}."
+        )
     known = [(rule, re.escape(prefix + rule.name).replace(r"\{layer\}", r"\d+")) for rule in family.mapping]
     for name in report.unused:
         for rule, pattern in known:

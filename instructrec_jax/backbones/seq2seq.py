@@ -216,6 +216,7 @@ class EncoderDecoder(Backbone):
 
     Args:
         word_embeddings: the table shared by encoder and decoder.
+        decoder_embeddings: the decoder's own table, of another vocabulary; None: they share one.
         encoder, decoder: see `Side`.
         cache_shape: (heads, head_dim) of the decoder.
         max_length: maximum length of source and target.
@@ -233,8 +234,10 @@ class EncoderDecoder(Backbone):
         max_length: int,
         max_target_length: int | None = None,
         dtype: DTypeLike,
+        decoder_embeddings: Embedding | None = None,
     ):
         self.word_embeddings = word_embeddings
+        self.decoder_embeddings = decoder_embeddings
         self.encoder = encoder
         self.decoder = decoder
         self.cache_shape = cache_shape
@@ -318,7 +321,7 @@ class EncoderDecoder(Backbone):
         check_positions(positions, self.max_target_length)
         if encoded is not None and encoded_segment_ids is None:
             raise ValueError("decode() needs `encoded_segment_ids` with `encoded`.")
-        x = self.word_embeddings(tokens)
+        x = (self.word_embeddings if self.decoder_embeddings is None else self.decoder_embeddings)(tokens)
         if cache is None:
             if encoded is None or encoded_segment_ids is None:
                 raise ValueError("decode() needs `encoded`, the result of encode(), or a cache that has it.")

@@ -6,7 +6,7 @@ import mmap
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -32,12 +32,19 @@ def has_tensors(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Stored:
-    """The location of a tensor: row-major at `offset` bytes from the start of `file`."""
+    """The location of a tensor: `size` bytes, row-major, at `offset` bytes from the start of `file`."""
 
     file: BinaryIO
     offset: int
+    size: int
     dtype: str
     shape: tuple[int, ...]
+
+    def layers(self) -> "list[_Stored]":
+        """The parts of a tensor whose first axis is that of the layers."""
+        count, *shape = self.shape or (1,)
+        size = self.size // max(1, count)
+        return [replace(self, offset=self.offset + i * size, size=size, shape=tuple(shape)) for i in range(count)]
 
 
 def empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
@@ -119,9 +126,10 @@ class TensorFiles:
 
     Args:
         name_here: the name that this object gives to a tensor of a name in a file (`Family.name_here`).
+        stacked: see `Family`: such a tensor is given layer by layer.
     """
 
-    def __init__(self, folder: Path, name_here: Callable[[str], str] = str):
+    def __init__(self, folder: Path, name_here: Callable[[str], str] = str, stacked: tuple[str, ...] = ()):
         self.folder = folder
         files = weight_files(folder)
         self._stack = ExitStack()
@@ -135,6 +143,7 @@ class TensorFiles:
                 self._stack.close()
                 raise ValueError(f"cannot open {folder / name}: {error}. Is the download complete?") from error
             stored = {name_here(stored_name): tensor for stored_name, tensor in _header(file).items()}
+            stored = _by_layer(stored, stacked)
             twice = sorted(set(stored) & set(self._stored))
             if twice:
                 other = self._stored[twice[0]].file.name
@@ -193,10 +202,23 @@ def _header(file: BinaryIO) -> dict[str, _Stored]:
     size = int.from_bytes(file.read(8), "little")
     tensors = json.loads(file.read(size))
     return {
-        name: _Stored(file, 8 + size + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
+        name: _Stored(file, 8 + size + start, end - start, entry["dtype"], tuple(entry["shape"]))
         for name, entry in tensors.items()
         if name != "__metadata__"
+        for start, end in [entry["data_offsets"]]
     }
+
+
+def _by_layer(stored: Mapping[str, _Stored], stacked: tuple[str, ...]) -> dict[str, _Stored]:
+    """The tensors with those of all layers, whose names begin with one of `stacked`, in one for each layer."""
+    found: dict[str, _Stored] = {}
+    for name, tensor in stored.items():
+        start = next((each for each in stacked if name.startswith(each)), None)
+        if start is None:
+            found[name] = tensor
+        else:
+            found |= {f"{start}{i}.{name[len(start) :]}": layer for i, layer in enumerate(tensor.layers())}
+    return found
 
 
 READ_BYTES = 1 << 20  # size of a read from a tensor of which only some columns are needed

@@ -95,8 +95,14 @@ class _Tensor:
     transform: str
     value: jax.Array
     layer: int | None  # index along the value's first axis
+    layers: "tuple[_Tensor, ...] | None" = None  # what this tensor holds in place of `value`, one behind the other
 
     def fetch(self) -> np.ndarray:
+        if self.layers is not None:
+            out = empty(self.shape, FILE_DTYPES[self.kind])
+            for number, layer in enumerate(self.layers):
+                out[number] = layer.fetch()
+            return out
         one = to_file(self.transform, np.asarray(self._part(), np.float32))
         if self.kind == "F32" and one.flags.c_contiguous:
             return one
@@ -134,7 +140,24 @@ def _plan(
     if head is not None and head_kind is not None:
         tensors += _plan_module(head, family.heads[head_kind].mapping, "", bare, dtype)
     assert len({tensor.name for tensor in tensors}) == len(tensors), "two parameters of a family share a name"
-    return [replace(tensor, name=family.name_in_files(tensor.name)) for tensor in tensors]
+    return [replace(tensor, name=family.name_in_files(tensor.name)) for tensor in _stacked(tensors, family.stacked)]
+
+
+def _stacked(tensors: list[_Tensor], starts: tuple[str, ...]) -> list[_Tensor]:
+    """The tensors with all layers of one in a single one, where the names begin with one of `starts`."""
+    found: list[_Tensor] = []
+    layers: dict[str, dict[int, _Tensor]] = {}
+    for tensor in tensors:
+        start = next((each for each in starts if tensor.name.startswith(each)), None)
+        if start is None:
+            found.append(tensor)
+        else:
+            number, _, name = tensor.name[len(start) :].partition(".")
+            layers.setdefault(start + name, {})[int(number)] = tensor
+    for name, parts in layers.items():
+        whole = tuple(parts[number] for number in sorted(parts))
+        found.append(replace(whole[0], name=name, shape=(len(whole), *whole[0].shape), layers=whole))
+    return found
 
 
 def _plan_module(

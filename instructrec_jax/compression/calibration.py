@@ -1,8 +1,7 @@
 """What flows into the linear layers of a network on calibration texts.
 
 A layer's kernel is replaced by a `Tapped` one, whose statistics leave the network as gradients of parameters that are
-zero: so they come out of the scanned stack of any family, one entry for each layer, in one compiled program. Nothing
-else of a backward pass is left in it, as the taps pass no gradients on.
+zero (see `backbones.noted`): so they come out of the scanned stack of any family in one compiled program.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from instructrec_jax.adapters.quantized import linears
 from instructrec_jax.backbones.encoder import Encoder
 from instructrec_jax.backbones.image_text import ImageText
 from instructrec_jax.backbones.layers import Kernel, Linear, product
+from instructrec_jax.backbones.noted import noted
 from instructrec_jax.data.batch import Batch
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.distributed.mesh import DeviceMesh
@@ -61,30 +61,13 @@ class Tapped(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         found = self.measure(self.kernel, self.other, jax.lax.stop_gradient(x).astype(jnp.float32))
-        x = _noted(x, {name: slot[...] for name, slot in self.found.items()}, jax.lax.stop_gradient(found))
+        x = noted(x, {name: slot[...] for name, slot in self.found.items()}, jax.lax.stop_gradient(found))
         return applied(self.kernel, x)
 
 
 def applied(kernel: Product, x: jax.Array) -> jax.Array:
     """x [..., in] times a kernel."""
     return product(x, kernel[...].astype(x.dtype)) if isinstance(kernel, nnx.Param) else kernel(x)
-
-
-@jax.custom_vjp
-def _noted(x: jax.Array, slots: Statistics, found: Statistics) -> jax.Array:
-    """x; the gradient of `slots` is `found`, and that of x is zero."""
-    return x
-
-
-def _forward(x: jax.Array, slots: Statistics, found: Statistics) -> tuple[jax.Array, Statistics]:
-    return x, found
-
-
-def _backward(found: Statistics, gradient: jax.Array) -> tuple[jax.Array, Statistics, Statistics]:
-    return jnp.zeros_like(gradient), found, jax.tree.map(jnp.zeros_like, found)
-
-
-_noted.defvjp(_forward, _backward)
 
 
 def gram(linear: Linear) -> Tap:

@@ -99,6 +99,8 @@ def _no_vocabulary(family: Family) -> str | None:
     """Why the tokens of a family's networks cannot be cut; None where they can."""
     if family.kind in WORDLESS:
         return "it reads no words"
+    if family.draws:
+        return "its encoder and its decoder have a vocabulary each"
     if family.sounds:
         return "generation_config.json names the tokens of languages and tasks by number"
     if family.kind == PAIR:

@@ -5,22 +5,21 @@ and nothing repeats or goes missing when the number of devices or hosts changes.
 """
 
 import bisect
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, Protocol, SupportsIndex, TypeVar
+from typing import Generic, SupportsIndex, TypeVar
 
 import jax
 import numpy as np
 import xxhash
 
 from instructrec_jax.arrays import Array
-from instructrec_jax.data.batch import Batch, BatchTexts, Own, Text, lay_out, lengths_of
+from instructrec_jax.data.batch import Batch, BatchTexts, Own, lay_out, lengths_of
 from instructrec_jax.data.file_stream import Position
 from instructrec_jax.data.media.text_images import images_per_row
 from instructrec_jax.data.mixture import permutation
 from instructrec_jax.data.packing import PackedRows, Plan, fit_epoch, plan_batch
+from instructrec_jax.data.shapes import Shapes, Sizes
 from instructrec_jax.distributed.launch import place
 from instructrec_jax.distributed.mesh import DeviceMesh, batch_sharding
 
@@ -92,6 +91,7 @@ class Loader:
       row_multiple: divisor of the row count (data-parallel devices x accumulation).
       target_buckets: allowed lengths of target rows; () without targets.
       own: to gather only the texts of this process's rows; None: all of the batch.
+      shapes: of the run's batches; None: each batch has the cheapest shape for itself.
     """
 
     order: Callable[[int], np.ndarray]
@@ -102,6 +102,7 @@ class Loader:
     seed: int
     target_buckets: Sequence[int] = ()
     own: "OwnRows | None" = None
+    shapes: Shapes | None = None
     _epochs: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     def _epoch(self, epoch: int) -> np.ndarray:
@@ -113,18 +114,31 @@ class Loader:
 
     def indices(self, step: int) -> np.ndarray:
         """The examples of a step, from the epochs put end to end, int64 [batch_size]."""
-        size = len(self._epoch(0))
-        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        return np.array([self._epoch(int(p // size))[p % size] for p in positions])
+        epoch, first = divmod(step * self.batch_size, len(self._epoch(0)))
+        found = [self._epoch(epoch)[first : first + self.batch_size]]
+        while (missing := self.batch_size - sum(map(len, found))) > 0:
+            epoch += 1
+            found.append(self._epoch(epoch)[:missing])
+        return np.concatenate(found)
+
+    def gathered(self, step: int) -> BatchTexts:
+        """The texts of a step and their arrays, of all processes."""
+        return self.gather(self.indices(step), np.random.default_rng([self.seed, step]))
+
+    def plan(self, sizes: Sizes) -> Plan:
+        if self.shapes is not None:
+            return self.shapes.plan(sizes)
+        return plan_batch(sizes.lengths, self.buckets, self.row_multiple, sizes.targets, self.target_buckets)
 
     def batch(self, step: int) -> HostBatch:
-        indices, rng = self.indices(step), np.random.default_rng([self.seed, step])
         if self.own is None:
-            return pack(self.gather(indices, rng), self.buckets, self.row_multiple, self.target_buckets)
+            parts = self.gathered(step)
+            return planned_batch(parts, self.plan(Sizes.of(parts.texts)))
+        indices, rng = self.indices(step), np.random.default_rng([self.seed, step])
         planned = [side[indices] for side in self.own.lengths]
-        targets = planned[1] if len(planned) > 1 else None
-        plan = plan_batch(planned[0], self.buckets, self.row_multiple, targets, self.target_buckets)
-        plan = plan if self.own.images is None else self.own.images.room(plan, indices)
+        images, targets = self.own.images, planned[1] if len(planned) > 1 else None
+        plan = self.plan(Sizes(planned[0], targets, None if images is None else images.counts[indices]))
+        plan = plan if images is None or plan.images is not None else images.room(plan, indices)
         return own_batch(lambda some: self.gather(indices[some], rng), plan, planned, self.own.rows(plan.rows))
 
     def batches(self, start: int, stop: int) -> Iterator[HostBatch]:
@@ -334,161 +348,6 @@ def prefetch(function: Callable[[int], T], start: int, stop: int) -> Iterator[T]
 
     source = grain.MapDataset.source(_Steps(function, start, stop))
     return iter(source.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
-
-
-Item = TypeVar("Item", covariant=True)
-Made = TypeVar("Made")
-
-
-class Stream(Protocol[Item]):
-    """A source that is read in order, such as `data.stream.StreamSource`."""
-
-    def __iter__(self) -> Iterator[Item]: ...
-
-    def get_state(self) -> Position: ...
-
-    def set_state(self, state: Position | None) -> None: ...
-
-
-class StreamReadAhead(Stream[Item], Protocol[Item]):
-    """A stream whose examples are read before they are needed."""
-
-    def count_skipped(self) -> int:
-        """The number of bad rows met so far."""
-
-    def list_skipped(self, count: int) -> None:
-        """Lists only the first `count` of them: a run lists the bad rows before the examples that it used."""
-
-
-@dataclass
-class StreamLoader(Generic[Item]):
-    """Batches of a source that is read in order.
-
-    Each batch carries the stream's position after it, which is saved in the checkpoint. Limits: no global shuffle, and
-    other batches when the files or the number of shards change.
-    """
-
-    stream: Stream[Item]
-    gather: Callable[[list[Item], np.random.Generator], BatchTexts]  # here: examples instead of indices
-    batch_size: int
-    buckets: Sequence[int]
-    row_multiple: int
-    seed: int
-    target_buckets: Sequence[int] = ()
-
-    def batches(self, start: int, stop: int, position: Position | None = None) -> Iterator[HostBatch]:
-        if start and position is None:
-            raise ValueError("the checkpoint has no position of the data stream, so the run cannot be resumed.")
-        if position is not None:
-            self.stream.set_state(position)
-        examples = iter(self.stream)
-        for step in range(start, stop):
-            chosen: list[Item] = []
-            while len(chosen) < self.batch_size:
-                try:
-                    chosen.append(next(examples))
-                except StopIteration:
-                    examples = iter(self.stream)  # the next epoch
-            parts = self.gather(chosen, np.random.default_rng([self.seed, step]))
-            batch = pack(parts, self.buckets, self.row_multiple, self.target_buckets)
-            yield replace(batch, position=self.stream.get_state())
-
-
-@dataclass
-class StreamRowLoader(Generic[Item, Made]):
-    """Batches of packed rows of a source that is read in order.
-
-    `window` examples at a time are encoded, packed and dealt to batches, whose numbers of rows differ by one at most
-    (the missing ones are empty). A position is that of the stream before the window, and the batches taken from it, so
-    a resumed run reads the window again and packs it alike. A thread reads and encodes the next window while batches
-    of this one are used.
-
-    Attributes:
-      encode: examples -> what batches are gathered from, with one text each. Called in that thread, as the stream is.
-      texts: the same -> its text.
-      gather: these -> the texts and arrays of a batch.
-      batch_rows: rows per step, over all processes.
-      length, target_length: row lengths.
-    """
-
-    stream: StreamReadAhead[Item]
-    encode: Callable[[list[Item]], list[Made]]
-    texts: Callable[[Made], Text]
-    gather: Callable[[list[Made], np.random.Generator], BatchTexts]
-    batch_rows: int
-    window: int
-    length: int
-    target_length: int | None
-    seed: int
-
-    def batches(self, start: int, stop: int, position: Position | None = None) -> Iterator[HostBatch]:
-        if start and position is None:
-            raise ValueError("the checkpoint has no position of the data stream, so the run cannot be resumed.")
-        taken = 0
-        if position is not None:
-            self.stream.set_state(position["window"])
-            taken = position["taken"]
-        step = start
-        with closing(ahead(self._windows())) as windows:
-            while step < stop:
-                window = next(windows)
-                self.stream.list_skipped(window.skipped)
-                dealt = self._dealt(window.items, step - taken)
-                for number in range(taken, len(dealt)):
-                    if step == stop:
-                        return
-                    rest = {"window": window.before, "taken": number + 1}
-                    after = rest if number + 1 < len(dealt) else {"window": window.after, "taken": 0}
-                    yield replace(self._batch(window.items, dealt[number], step), position=after)
-                    step += 1
-                taken = 0
-
-    def _windows(self) -> Iterator["_Window[Made]"]:
-        examples = iter(self.stream)
-        while True:
-            before = self.stream.get_state()
-            window: list[Item] = []
-            while len(window) < self.window:
-                if (example := next(examples, None)) is None:
-                    examples = iter(self.stream)  # the next epoch
-                else:
-                    window.append(example)
-            yield _Window(before, self.encode(window), self.stream.get_state(), self.stream.count_skipped())
-
-    def _dealt(self, items: Sequence[Made], first: int) -> list[list[np.ndarray]]:
-        """The rows of each batch of a window whose first step is `first`, as the indices of their texts."""
-        lengths, targets = lengths_of([self.texts(item) for item in items])
-        order = permutation(len(items), self.seed, first, 0, 2)
-        rows = fit_epoch(lengths, self.length, targets, self.target_length, order)
-        shuffled = permutation(len(rows), self.seed, first, 0, 1)
-        return [[rows[int(row)] for row in part] for part in np.array_split(shuffled, -(-len(rows) // self.batch_rows))]
-
-    def _batch(self, items: Sequence[Made], rows: Sequence[np.ndarray], step: int) -> HostBatch:
-        chosen = [items[int(index)] for index in np.concatenate(rows)]
-        rng = np.random.default_rng([self.seed, step])
-        planned = [each for each in lengths_of([self.texts(item) for item in chosen]) if each is not None]
-        plan = plan_of_rows(planned, list(map(len, rows)), self.batch_rows, self.length, self.target_length)
-        return own_batch(lambda some: self.gather([chosen[int(i)] for i in some], rng), plan, planned, None)
-
-
-@dataclass(frozen=True)
-class _Window(Generic[Made]):
-    """Encoded examples, the stream's positions before and after them, and the bad rows met up to their end."""
-
-    before: Position
-    items: list[Made]
-    after: Position
-    skipped: int
-
-
-def ahead(items: Iterator[Made]) -> Generator[Made, None, None]:
-    """The endless `items`; a thread makes the next one while one is used. An error is raised where its item is due."""
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, items)
-        while True:
-            item = coming.result()
-            coming = thread.submit(next, items)
-            yield item
 
 
 def to_devices(batch: Batch[Own], mesh: DeviceMesh) -> Batch[Own]:

@@ -71,6 +71,16 @@ def round_up(count: int, multiple: int) -> int:
     return int(-(-count // step) * step)
 
 
+def round_to(count: int, multiple: int) -> int:
+    """The next multiple of `multiple`."""
+    return -(-count // multiple) * multiple
+
+
+def row_cost(length: int, target_length: int = 0) -> float:
+    """What a row costs: its tokens, and what they attend to (a target attends to the text, too)."""
+    return length * (1 + length / 2048) + target_length * (1 + (length + target_length) / 2048)
+
+
 def best_fit(
     lengths: np.ndarray, row_length: int, longest_first: bool = True
 ) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
@@ -238,8 +248,7 @@ def plan_batch(
     for length, target_length in product(buckets, [0] if target_lengths is None else target_buckets):
         if length < longest or target_length < longest_target:
             continue
-        # Cost of a token: its layers, and the tokens it attends to (a target attends to the text, too).
-        cost = length * (1 + length / 2048) + target_length * (1 + (length + target_length) / 2048)
+        cost = row_cost(length, target_length)
         least = -(-lengths.sum() // length)
         if target_lengths is not None:
             least = max(least, -(-target_lengths.sum() // target_length))

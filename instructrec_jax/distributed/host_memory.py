@@ -22,14 +22,17 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ, devices: Path
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environment):
         return False
-    if platforms := environment.get("JAX_PLATFORMS"):
-        on_cpu = platforms.split(",")[0] == "cpu"
-    else:
-        on_cpu = not any(any(devices.glob(name)) for name in ACCELERATORS)
-    if not on_cpu:
+    if not runs_on_cpu(environment, devices):
         return False
     mallopt = _of_glibc("mallopt")
     return mallopt is not None and all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_ARENA_MAX, 1)])
+
+
+def runs_on_cpu(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> bool:
+    """Whether jax will find no accelerator, or is told to use none. It need not have been started."""
+    if platforms := environment.get("JAX_PLATFORMS"):
+        return platforms.split(",")[0] == "cpu"
+    return not any(any(devices.glob(name)) for name in ACCELERATORS)
 
 
 def release_freed_memory() -> None:

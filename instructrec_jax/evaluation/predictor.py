@@ -21,7 +21,7 @@ from instructrec_jax.data.batch import (
     of_texts,
 )
 from instructrec_jax.data.loader import to_devices
-from instructrec_jax.data.media.text_images import image_tokens
+from instructrec_jax.data.media.text_images import TextImages, image_tokens, images_per_row
 from instructrec_jax.data.packing import Plan, fit
 from instructrec_jax.distributed.launch import fetch, place
 from instructrec_jax.distributed.mesh import DeviceMesh, data_shards, replicated
@@ -35,11 +35,15 @@ from instructrec_jax.training.step import make_predict_step
 TOKENS_PER_BATCH = 4096  # per data-parallel device
 LADDER = (1, 2, 4, 8)  # rows of small batches per data-parallel device, with `Rows` "ladder"; larger ones are full
 CALL = 2  # what one more call costs, in rows
+CALL_TOKENS = 256  # the same in tokens, with `Rows` "fitting"
+SHORTEST = 64  # tokens of a row at least, with `Rows` "fitting", so that calls with short texts share a shape
 SHORT_TARGETS, LONG_TARGETS = 128, 1024  # lengths of target rows, with `Rows` "ladder"; longer: powers of two
 
 Rows = Literal["fitting", "full", "ladder"]
-"""How many rows a batch has: few ones rounded up to a power of two; always the full number; one of `LADDER` or the full
-number, whichever computes the fewest rows, so that each shape can be compiled before it is needed."""
+"""How many rows a batch has. "fitting": one (per data-parallel device) or the full number, the same in all batches of a
+call, in rows as long as its longest text needs: one shape. "full": always the full number, of each length of rows.
+"ladder": one of `LADDER` or the full number, of each length, whichever computes the fewest rows, so that each shape can
+be compiled before it is needed."""
 
 
 def make_predict(
@@ -53,10 +57,9 @@ def make_predict(
 ) -> Run:
     """The function that a task scores with: texts -> one array per text, in the order of the texts.
 
-    Each text is packed into rows of the smallest bucket that holds it. Each bucket has one batch shape; with few rows
-    their number is rounded up to a power of two, so that small calls share compiled shapes. The target rows of a bucket
-    are as long as its longest target, rounded up to a power of two; with targets, per-token outputs are those of the
-    target's tokens. With several processes all of them run all texts together, and each gets every output.
+    Texts are packed into rows; how many, and how long, says `size`. Target rows are as long as the longest target of
+    these texts, rounded up to a power of two; with targets, per-token outputs are those of the target's tokens. With
+    several processes all of them run all texts together, and each gets every output.
 
     Args:
       predict_step: see `training.step.make_predict_step`.
@@ -98,9 +101,11 @@ def make_predict(
 
 
 def _plans(texts: Sequence[Text], buckets: Sequence[int], shards: int, size: Rows) -> Iterator[tuple[np.ndarray, Plan]]:
-    """(numbers of the texts in a batch, where they lie in its rows) for each batch, bucket by bucket."""
+    """(numbers of the texts in a batch, where they lie in its rows) for each batch, length by length of rows."""
     lengths, target_lengths = lengths_of(texts)
     bucket_of = np.searchsorted(buckets, lengths)
+    if size == "fitting" and len(texts):
+        bucket_of[:] = max(int(bucket_of.max()), int(np.searchsorted(buckets, min(SHORTEST, buckets[-1]))))
     for number in np.unique(bucket_of):
         members = np.flatnonzero(bucket_of == number)
         length, targets, target_length = int(buckets[number]), None, None
@@ -115,17 +120,21 @@ def _plans(texts: Sequence[Text], buckets: Sequence[int], shards: int, size: Row
         )
         cost = length + (target_length or 0) + image_tokens(images, whole.row)
         rows = shards * _rows(-(-whole.rows // shards), cost, size)
+        if size == "fitting":
+            whole = _with_room(whole, images)
         for first in range(0, whole.rows, rows):
             inside = (whole.row >= first) & (whole.row < first + rows)
-            plan = replace(
-                whole,
-                rows=rows,
-                row=whole.row[inside] - first,
-                segment=whole.segment[inside],
-                start=whole.start[inside],
-                target_start=None if whole.target_start is None else whole.target_start[inside],
-            )
+            plan = replace(whole.of_texts(inside), rows=rows, row=whole.row[inside] - first)
             yield members[inside], plan
+
+
+def _with_room(plan: Plan, texts: Sequence[TextImages | None]) -> Plan:
+    """The plan with room in each row for as many images as any row has."""
+    some = next((images for images in texts if images is not None), None)
+    if some is None:
+        return plan
+    counts = np.array([0 if images is None else len(images.pictures) for images in texts], np.int64)
+    return replace(plan, images=(images_per_row(plan.row, counts), *some.read.shape))
 
 
 def _full_rows(length: int) -> int:
@@ -148,7 +157,7 @@ def _rows(needed: int, length: int, size: Rows) -> int:
     if size == "full":
         return _full_rows(length)
     if size == "fitting":
-        return min(_full_rows(length), 1 << (needed - 1).bit_length())
+        return min((1, _full_rows(length)), key=lambda rows: -(-needed // rows) * (rows * length + CALL_TOKENS))
     return min(ladder(length), key=lambda rows: (-(-needed // rows) * (rows + CALL), -rows))
 
 

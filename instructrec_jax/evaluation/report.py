@@ -18,6 +18,7 @@ from instructrec_jax.data.media.thumbnails import START
 from instructrec_jax.evaluation import tables
 from instructrec_jax.evaluation.behavior import Behavior
 from instructrec_jax.evaluation.charts import LINES_PER_PLOT, chart, line_plot, subgroup_plot
+from instructrec_jax.evaluation.doubts import Uncertainty
 from instructrec_jax.evaluation.explained import Explanations
 from instructrec_jax.evaluation.tables import (
     PAIRED_HEADING,
@@ -74,6 +75,7 @@ def write_report(run_dir: str | Path) -> Path:
     evaluation: Evaluation = _json(run_dir / "evaluation.json", Evaluation) or {}
     rows, names, split = evaluation.get("rows") or [], evaluation.get("metrics") or [], evaluation.get("split")
     metrics = run_dir / "metrics.jsonl"
+    logged = read_metrics(metrics) if metrics.exists() else []
     config = run_dir / "config.yaml"
     folder = run_dir.resolve().name
     drawn = "".join(chart(name, data) for name, data in (evaluation.get("charts") or {}).items())
@@ -98,14 +100,15 @@ def write_report(run_dir: str | Path) -> Path:
             differences=_differences(evaluation.get("differences") or []),
             **_subgroups(evaluation.get("segments") or []),
             charts=Markup(drawn),
-            facts=summary.get("facts") or {},
+            facts={**(summary.get("facts") or {}), **_programs(logged)},
             skipped=_skipped(_jsonl(run_dir / "skipped.jsonl", Skipped)),
             by_group=_by_group(_json(run_dir / GROUPS, KeptGroups)),
+            doubts=_json(run_dir / "uncertainty.json", Uncertainty),
             explained=_json(run_dir / "explanations.json", Explanations),
             behavior=_json(run_dir / "robustness.json", Behavior),
             examples=_json(run_dir / "examples.json", list[ShownExample]) or [],
             settings=config.read_text(encoding="utf-8", errors="replace") if config.exists() else "",
-            **_training(read_metrics(metrics) if metrics.exists() else [], _before_tuning(evaluation)),
+            **_training(logged, _before_tuning(evaluation)),
         )
     )
     return write_text(run_dir / "report.html", page)
@@ -264,6 +267,15 @@ def _before_tuning(evaluation: Evaluation) -> Mapping[str, float | None]:
     if not (evaluation.get("split") or "").startswith("validation"):
         return {}
     return next((row["values"] or {} for row in evaluation.get("rows") or [] if row["name"] == "before tuning"), {})
+
+
+def _programs(rows: MetricRows) -> dict[str, str]:
+    """What was compiled while the run trained, since its last start; {} for a run that did not count it."""
+    row = next((row for row in reversed(rows) if row.get("kind") == "train" and "compilations" in row), {})
+    shapes, compiled = finite(row.get("step_shapes")), finite(row.get("compilations"))
+    if shapes is None or compiled is None:
+        return {}
+    return {"compiled": f"{compiled:,.0f} programs, the step for {shapes:,.0f} shape{'s' * (shapes != 1)} of batches"}
 
 
 def _training(rows: MetricRows, before: Mapping[str, float | None]) -> dict[str, object]:

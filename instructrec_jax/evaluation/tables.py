@@ -161,6 +161,8 @@ class Summary(Provenance):
     title: NotRequired[str | None]
     subtitle: NotRequired[str | None]  # what was done, with which data, when, by which version
     command: NotRequired[str | None]
+    metric: NotRequired[str]  # selects the best checkpoint
+    greater_is_better: NotRequired[bool]  # of the metric
     facts: NotRequired[dict[str, object] | None]
 
 

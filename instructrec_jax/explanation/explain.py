@@ -1,13 +1,9 @@
-"""Explanations of a run's predictions by word: occlusion, gradient × input, integrated gradients.
-
-Attention rollout is left out: `backbones.attention` returns no weights, and these need not explain an output (Jain &
-Wallace, 2019, "Attention is not Explanation").
-"""
+"""Explanations of a run's predictions by word: occlusion, gradient × input, integrated gradients, attention rollout."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -15,19 +11,29 @@ from instructrec_jax.answering.evidence import contributions
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.prompts import render
 from instructrec_jax.explanation.gradients import MOST, TOLERANCE, Attributed, Baseline, Gradients
+from instructrec_jax.explanation.rollout import Rollout, no_rollout
 from instructrec_jax.explanation.words import Words, read_words, without
 from instructrec_jax.runs.predictions import Asker, Record, fields_of, rows_of
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.base import Encoded
 from instructrec_jax.tasks.objective import Choice, NothingToExplain, Objective
 
-Method = Literal["integrated", "gradient", "occlusion"]
-METHODS: tuple[Method, ...] = ("integrated", "gradient", "occlusion")
+Method = Literal["integrated", "gradient", "occlusion", "rollout"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+
+def methods_of(run: Run) -> tuple[Method, ...]:
+    """The methods that a run allows: an ensemble is explained by leaving words out."""
+    if run.members:
+        return ("occlusion",)
+    return tuple(method for method in METHODS if method != "rollout" or not no_rollout(run))
 
 
 @dataclass(frozen=True)
 class Explanation:
     """The scores of a text's words for one number that the network computed; positive: the word raises it.
+
+    By attention rollout they are shares of what is read, without a sign.
 
     Attributes:
       value: the number; `unit` says which.
@@ -76,12 +82,18 @@ class Explainer:
         self.run, self.methods = run, tuple(methods)
         self.asker: Asker = run.asker()
         self._settings = baseline, most
-        if set(methods) - {"occlusion"}:
+        if set(methods) - {"occlusion", "rollout"}:
             _ = self.gradients  # raises before texts are read
+        if "rollout" in methods:
+            _ = self.rollout
 
     @cached_property
     def gradients(self) -> Gradients:
         return Gradients(self.run, *self._settings)
+
+    @cached_property
+    def rollout(self) -> Rollout:
+        return Rollout(self.run)
 
     def explain(self, records: Iterable[Record], choice: Choice = Choice()) -> list[Explanation]:  # noqa: B008
         """The explanations of texts or records: by text, objective and method.
@@ -150,6 +162,8 @@ class Explainer:
         if method == "occlusion":
             value, scores = self.occlusion(objective, encoded, words)
             return replace(about, value=value, scores=scores)
+        if method == "rollout":
+            return _summed(about, words, self.rollout(objective, encoded))
         if method == "gradient":
             return _summed(about, words, self.gradients.gradient_times_input(objective, encoded, words.owner))
         found = self.gradients.integrated(objective, encoded, words.owner)
@@ -183,7 +197,7 @@ class Explainer:
     def values(self, objective: Objective, encoded: Sequence[Encoded]) -> np.ndarray:
         """The objective's number for each example, float64 [examples]."""
         asked = [objective.text(e) for e in encoded]
-        outputs = self.asker.predict.over(asked, objective.gather)
+        outputs = self.run.plain_predictor.over(asked, objective.gather)  # the logits that the gradients are of
         found = []
         for e, (_, output) in zip(encoded, outputs, strict=True):
             weights = objective.weights(e)

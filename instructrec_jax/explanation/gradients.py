@@ -27,7 +27,7 @@ from instructrec_jax.distributed.mesh import data_shards
 from instructrec_jax.hf_types import PreTrainedTokenizerBase
 from instructrec_jax.runs.data import buckets, target_buckets
 from instructrec_jax.runs.run import Run
-from instructrec_jax.tasks.base import Encoded, Network
+from instructrec_jax.tasks.base import Encoded, Network, Task
 from instructrec_jax.tasks.objective import Objective
 from instructrec_jax.training.state import Tree
 
@@ -100,7 +100,7 @@ class Gradients:
 
     def gradient_times_input(self, objective: Objective, encoded: Encoded, owner: np.ndarray) -> Attributed:
         """owner: int32 [tokens], see `words.Words`; unused, because the method has no baseline."""
-        batch, length, weights = self._batch(objective, encoded)
+        batch, length, weights = batch_of(self.run, objective, encoded, self.rows)
         sums, values = self._compiled(
             objective.value, self.run.model.params, batch, weights, *self._points(batch, owner, 0)
         )
@@ -108,7 +108,7 @@ class Gradients:
 
     def integrated(self, objective: Objective, encoded: Encoded, owner: np.ndarray) -> Attributed:
         """Doubles the steps until the completeness error is at most `TOLERANCE`, or `most` steps are taken."""
-        batch, length, weights = self._batch(objective, encoded)
+        batch, length, weights = batch_of(self.run, objective, encoded, self.rows)
         steps = FIRST
         while True:
             points = self._points(batch, owner, steps)
@@ -120,21 +120,6 @@ class Gradients:
             if error <= TOLERANCE or steps >= self.most:
                 return Attributed(tokens, value, base, steps, float(error))
             steps *= 2
-
-    def _batch(self, objective: Objective, encoded: Encoded) -> tuple[Batch, int, np.ndarray]:
-        """(the text in each row, its tokens, the weights of the outputs of a row)."""
-        asked, weights = objective.text(encoded), objective.weights(encoded)
-        assert weights is not None  # of an example that nothing was removed from
-        one = BatchTexts([asked.text], None) if objective.gather is None else objective.gather([asked])
-        (length,), targets = lengths_of(one.texts)
-        bucket = next(each for each in buckets(self.run.config) if each >= length)
-        room = None if targets is None else next(r for r in target_buckets(self.run.task) if r >= targets[0])
-        laid = lay_out(one, fit(np.array([length]), bucket, targets, room))
-        laid = jax.tree.map(lambda x: np.repeat(x, self.rows, axis=0), laid)
-        if self.run.task.per_token:
-            padding = (room or bucket) - len(weights)
-            weights = np.pad(weights, [(0, padding), *[(0, 0)] * (weights.ndim - 1)])
-        return to_devices(laid, self.run.mesh), int(length), weights
 
     def _points(self, batch: Batch, owner: np.ndarray, steps: int) -> tuple[np.ndarray, ...]:
         """(int32 [length] baseline tokens, float32 [length] 1 where the baseline is zero, the points, their weights).
@@ -170,12 +155,7 @@ class Gradients:
             """F of each row, float32 [rows], for word embeddings [rows, length, features]."""
             model: Any = nnx.merge(graphdef, params)  # Any: backbones have no common type
             model.backbone.word_embeddings = GivenVectors(model.backbone.word_embeddings, batch.texts.tokens, vectors)
-            if value is not None:
-                return value(task.view(model), batch, weights)
-            outputs = task.predict(task.view(model), batch)
-            outputs = outputs if task.per_token else outputs[:, 0]
-            kept = jnp.where(weights != 0, outputs, 0).astype(jnp.float32)
-            return (kept * weights).reshape(len(kept), -1).sum(-1)
+            return values_of(task, value, task.view(model), batch, weights)
 
         @partial(jax.jit, static_argnums=0)
         def integrate(
@@ -207,6 +187,32 @@ class Gradients:
                 return (slope * moved).sum(-1), both[:2]
 
         return integrate
+
+
+def batch_of(run: Run, objective: Objective, encoded: Encoded, rows: int) -> tuple[Batch, int, np.ndarray]:
+    """(the text in each of `rows` rows, its tokens, the weights of the outputs of a row)."""
+    asked, weights = objective.text(encoded), objective.weights(encoded)
+    assert weights is not None  # of an example that nothing was removed from
+    one = BatchTexts([asked.text], None) if objective.gather is None else objective.gather([asked])
+    (length,), targets = lengths_of(one.texts)
+    bucket = next(each for each in buckets(run.config) if each >= length)
+    room = None if targets is None else next(r for r in target_buckets(run.task) if r >= targets[0])
+    laid = lay_out(one, fit(np.array([length]), bucket, targets, room))
+    laid = jax.tree.map(lambda x: np.repeat(x, rows, axis=0), laid)
+    if run.task.per_token:
+        padding = (room or bucket) - len(weights)
+        weights = np.pad(weights, [(0, padding), *[(0, 0)] * (weights.ndim - 1)])
+    return to_devices(laid, run.mesh), int(length), weights
+
+
+def values_of(task: Task, value: Value | None, network: Network, batch: Batch, weights: jax.Array) -> jax.Array:
+    """The number that an objective explains (see there) for the text of each row, float32 [rows]."""
+    if value is not None:
+        return value(network, batch, weights)
+    outputs = task.predict(network, batch)
+    outputs = outputs if task.per_token else outputs[:, 0]
+    kept = jnp.where(weights != 0, outputs, 0).astype(jnp.float32)
+    return (kept * weights).reshape(len(kept), -1).sum(-1)
 
 
 def _finite(value: float) -> float:

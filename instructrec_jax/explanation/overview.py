@@ -15,7 +15,7 @@ from instructrec_jax.evaluation.explained import (
     PushingWord,
     ShadedText,
 )
-from instructrec_jax.explanation.explain import METHODS, Explainer, Explanation
+from instructrec_jax.explanation.explain import Explainer, Explanation, methods_of
 from instructrec_jax.explanation.faithfulness import Faithfulness, MethodRow, faithfulness
 from instructrec_jax.explanation.shown import NAMES
 from instructrec_jax.runs.run import Run
@@ -45,9 +45,7 @@ def explanations(run: Run, limit: int) -> Explanations:
 
 
 def _explanations(run: Run, limit: int) -> Explanations:
-    # An ensemble has no gradients, so it is explained by leaving words out.
-    methods = ("occlusion",) if run.members else METHODS
-    explainer = Explainer(run, methods, most=STEPS)
+    explainer = Explainer(run, methods_of(run), most=STEPS)
     measured = faithfulness(explainer, Choice(), limit)
     found: Explanations = {
         "texts_measured": measured.texts,

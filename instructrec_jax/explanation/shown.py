@@ -8,7 +8,12 @@ from instructrec_jax.evaluation.tables import wrapped
 from instructrec_jax.explanation.explain import Explanation
 from instructrec_jax.explanation.faithfulness import Faithfulness
 
-NAMES = {"integrated": "integrated gradients", "gradient": "gradient × input", "occlusion": "occlusion"}
+NAMES = {
+    "integrated": "integrated gradients",
+    "gradient": "gradient × input",
+    "occlusion": "occlusion",
+    "rollout": "attention rollout",
+}
 BAR = 20  # columns of the largest score
 
 

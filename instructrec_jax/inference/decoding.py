@@ -268,7 +268,7 @@ class Decoder(Generic[Network]):
         self, prompts: Sequence[np.ndarray], config: GenerationConfig, images: Sequence[RowImages] | None = None
     ) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
         """Batches of `batch_size` prompts of similar length: (their numbers, the arguments of prefill)."""
-        lengths = np.array([len(prompt) for prompt in prompts])
+        lengths = np.array([max(map(len, self._guides(prompt, config))) for prompt in prompts])
         # bounded by the next power of two, because T5 has no maximum length
         buckets = length_buckets(min(self.max_length, 2 ** int(lengths.max()).bit_length()))
         bucket_of = np.searchsorted(buckets, lengths)
@@ -279,6 +279,14 @@ class Decoder(Generic[Network]):
                 chosen = members[first : first + rows]
                 length, seen = int(buckets[bucket]), [] if images is None else [images[i] for i in chosen]
                 yield chosen, self._lay_out([prompts[i] for i in chosen], seen, chosen, rows, length, config)
+
+    def _guides(self, prompt: np.ndarray, config: GenerationConfig) -> list[np.ndarray]:
+        """The prompt, and with guidance also the blank one."""
+        if config.guidance_scale == 1:
+            return [prompt]
+        blank = self.rules.blank
+        assert blank is not None  # see `check`
+        return [prompt, np.full_like(prompt, blank) if isinstance(blank, int) else np.array(blank, np.int32)]
 
     def _lay_out(
         self,
@@ -291,12 +299,10 @@ class Decoder(Generic[Network]):
     ) -> dict[str, jax.Array]:
         """The arguments of prefill; unused rows repeat the first prompt and are done from the start.
 
-        With guidance, a row with a blank prompt of the same length follows each row.
+        With guidance, a row with a blank prompt follows each row.
         """
         filled = [*prompts, *[prompts[0]] * (rows - len(prompts))]
-        if config.guidance_scale != 1:
-            assert self.rules.blank is not None  # see `check`
-            filled = [row for each in filled for row in (each, np.full_like(each, self.rules.blank))]
+        filled = [row for each in filled for row in self._guides(each, config)]
         tokens = np.full((len(filled), length), self.rules.pad, np.int32)
         for row, prompt in enumerate(filled):
             tokens[row, : len(prompt)] = prompt

@@ -102,8 +102,8 @@ class TokenRules:
       start: decoder start token of an encoder–decoder (not part of the answer).
       forced_first, forced_last: an encoder–decoder's forced first tokens, and its forced token at max_new_tokens.
       suppressed, suppressed_first: tokens never chosen, and never chosen first (after the forced ones).
-      blank: what stands for each token of a prompt where an answer is guided away from that to no prompt; None: the
-        network was not trained on such prompts.
+      blank: what stands for each token of a prompt where an answer is guided away from that to no prompt, or all
+        tokens of no prompt; None: the network was not trained on such prompts.
     """
 
     eos: tuple[int, ...] = ()
@@ -113,7 +113,7 @@ class TokenRules:
     forced_last: tuple[int, ...] = ()
     suppressed: tuple[int, ...] = ()
     suppressed_first: tuple[int, ...] = ()
-    blank: int | None = None
+    blank: int | tuple[int, ...] | None = None
 
 
 FORCED = "forced_decoder_ids"

@@ -2,11 +2,10 @@
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import regex
 from tokenizers.decoders import ByteLevel
-
-from instructrec_jax.hf_types import PreTrainedTokenizerBase
 
 UNKNOWN = "\ufffd"  # a tokenizer's text for bytes that do not form a complete character
 # A letter, digit, space or ideograph that begins a character, as nearly always (Unicode's annex 29); from the end.
@@ -32,10 +31,21 @@ def certain(text: str, stop: Sequence[str]) -> int:
     return len(text) - held
 
 
-def decodes_by_bytes(tokenizer: PreTrainedTokenizerBase) -> bool:
+class TokenTexts(Protocol):
+    """What makes texts of tokens: a tokenizer, or one of another vocabulary than texts have."""
+
+    @property
+    def all_special_tokens(self) -> Sequence[str]: ...
+    @property
+    def all_special_ids(self) -> Sequence[int]: ...
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = ...) -> object: ...
+
+
+def decodes_by_bytes(tokenizer: TokenTexts) -> bool:
     """Whether the text of tokens is that of their bytes, so that a growing answer needs its new tokens only."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return isinstance(getattr(backend, "decoder", None), ByteLevel) and not tokenizer.clean_up_tokenization_spaces
+    cleans = getattr(tokenizer, "clean_up_tokenization_spaces", False)
+    return isinstance(getattr(backend, "decoder", None), ByteLevel) and not cleans
 
 
 class AnswerText:
@@ -45,7 +55,7 @@ class AnswerText:
       ends: tokens that end an answer; its text is what precedes the first.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], stop: Sequence[str]):
+    def __init__(self, tokenizer: TokenTexts, ends: Sequence[int], stop: Sequence[str]):
         # a stop sequence that is a special token never appears in decoded text
         special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         self.stop_ids = {special[text] for text in stop if text in special}

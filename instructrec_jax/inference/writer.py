@@ -17,7 +17,7 @@ from instructrec_jax.distributed.mesh import DeviceMesh
 from instructrec_jax.hf_types import PreTrainedTokenizerBase
 from instructrec_jax.inference.decoding import Answer, Decoder, Network, Parameters
 from instructrec_jax.inference.generation_config import GenerationConfig, token_rules
-from instructrec_jax.inference.text import AnswerText, TextStream, cut_at_stop
+from instructrec_jax.inference.text import AnswerText, TextStream, TokenTexts, cut_at_stop
 
 LOOK_EVERY = 8  # tokens between two searches for stop sequences
 
@@ -39,10 +39,10 @@ class Generated:
 
 @dataclass(frozen=True)
 class Writer(Generic[Network]):
-    """A decoder and its tokenizer."""
+    """A decoder, and what makes texts of its tokens."""
 
     decoder: Decoder[Network]
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: TokenTexts
 
     def write(
         self,
@@ -105,6 +105,7 @@ class WritingContext(Protocol):
     folder: Path | None
     tokenizer: PreTrainedTokenizerBase
     kind: str
+    answer_vocabulary: int | None
 
 
 @runtime_checkable
@@ -123,8 +124,12 @@ class WritingTask(Protocol):
         """Tokens that no answer has."""
 
     @property
-    def blank(self) -> int | None:
+    def blank(self) -> int | tuple[int, ...] | None:
         """See `TokenRules.blank`."""
+
+    @property
+    def answer_texts(self) -> TokenTexts:
+        """What makes texts of the tokens of answers."""
 
     @property
     def view(self) -> Callable[..., object]:
@@ -142,6 +147,8 @@ def open_writer(task: object, graphdef: nnx.GraphDef[Network], mesh: DeviceMesh)
     speech = find_family(network.model_type).sounds
     rules = token_rules(context.folder, network, context.tokenizer, context.kind, task.ends, speech=speech)
     rules = replace(rules, suppressed=(*rules.suppressed, *task.suppressed), blank=task.blank)
+    if context.answer_vocabulary is not None:  # where the end tokens of texts are other ones
+        rules = replace(rules, eos=task.ends)
     decoder = Decoder(
         graphdef,
         mesh,
@@ -151,4 +158,4 @@ def open_writer(task: object, graphdef: nnx.GraphDef[Network], mesh: DeviceMesh)
         encoder_decoder=context.kind == "encoder_decoder",
         view=task.view,
     )
-    return Writer(decoder, context.tokenizer)
+    return Writer(decoder, task.answer_texts)

@@ -140,7 +140,7 @@ def texts_of(batch: Batch, task: Task) -> Texts:
 
 
 def abstract_batch(config: Config, task: Task, mesh: DeviceMesh) -> Batch:
-    """A batch of shapes (jax.ShapeDtypeStruct): full rows for language models, else the first batch of data.train.
+    """A batch of shapes (jax.ShapeDtypeStruct): full rows for language models, else the largest batch of data.train.
 
     For a batch size in examples, the number of rows is the number of examples, its upper bound.
     """
@@ -151,7 +151,8 @@ def abstract_batch(config: Config, task: Task, mesh: DeviceMesh) -> Batch:
         length, target = config.data.max_length, task.max_target_length
         batch = _full_rows(rows, length, target)
     else:
-        batch = next(RunData(config).training(task, multiple).batches(0, 1, None)).batch
+        data = RunData(config).training(task, multiple)
+        batch = next(data.batches(data.largest_step, data.largest_step + 1, None)).batch
 
     def shape(array: Array) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=batch_sharding(mesh, len(array)))

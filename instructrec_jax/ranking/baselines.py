@@ -1,4 +1,4 @@
-"""Baselines: random, popularity, Markov-1, coKNN, BPR-MF, BM25.
+"""Baselines: random, popularity, Markov-1, coKNN, ItemKNN, EASE, BPR-MF, BM25.
 
 All share one protocol: `fit(sequences, num_items)` on training sequences (item numbers, oldest first) and
 `score(histories, instructions)` → float64 [cases, items], higher is better. The scores of a case do not depend on the
@@ -13,8 +13,6 @@ from typing import Literal, Protocol, Self
 import numpy as np
 import scipy  # its parts load on first use, which takes a tenth of a second
 from numpy.typing import ArrayLike
-
-from instructrec_jax.ranking.fusion import BLOCK, mask, ndcg_at
 
 
 class Baseline(Protocol):
@@ -77,6 +75,8 @@ class Markov:
         return (weights @ self.transitions).toarray() + self.fallback
 
 
+ALL = 1_000_000  # last items of a history: all of them
+BLOCK = 500  # items of ItemKNN at once
 LINKS = 100_000_000  # of coKNN in memory, 12 bytes each
 PAIRS = 10_000_000  # of items whose links are counted at once
 
@@ -237,41 +237,65 @@ class BPR:
         return scores
 
 
-BPR_GRID = ((64, 0.03), (64, 0.1), (8, 0.3))  # (size, regularization)
-TUNING_INTERACTIONS = 20_000  # interactions of randomly drawn users for tuning on the grid
+class ItemKNN:
+    """Item-to-item kNN by cosine (Deshpande & Karypis, 2004), without regard to order.
 
-
-def tuned_bpr(train: Sequence[ArrayLike], validation: Sequence[ArrayLike], num_items: int, seed: int = 0) -> BPR:
-    """BPR-MF fitted to `train`, with size and regularization from `BPR_GRID` tuned on validation items.
-
-    Tuning maximizes NDCG@10 over all unseen items, on up to three last validation items per user. It fits and measures
-    on the same users, drawn by seed, with at most `TUNING_INTERACTIONS` interactions. Without validation items, the
-    settings are BPR's defaults.
-
-    Args:
-      train, validation: item numbers of each user, oldest first; either may be empty.
+    The similarity of two items is n_ab / (sqrt(n_a n_b) + shrink), where n counts the sequences that hold one or both;
+    each item keeps its `neighbors` most similar ones. The score of an item is the sum of its similarities to the
+    items of the history, the n-th before the last weighted by decay^n.
     """
-    known, held_out = ([np.asarray(items, np.int64) for items in part] for part in (train, validation))
-    order = np.random.default_rng(seed).permutation(len(known))
-    total = np.cumsum([len(known[user]) + len(held_out[user]) for user in order])
-    users = order[: max(1, int(np.searchsorted(total, TUNING_INTERACTIONS, side="right")))]
-    cases = []
-    for user in users:
-        whole = np.concatenate([known[user], held_out[user]])
-        cases += [(whole[:n], whole[n]) for n in range(max(1, len(known[user]), len(whole) - 3), len(whole))]
-    if not cases:
-        return BPR(seed=seed).fit(train, num_items)
-    histories, positives = zip(*cases, strict=True)
-    seen = [history[history != item] for history, item in cases]
 
-    def quality(size: int, regularization: float) -> float:
-        model = BPR(size=size, regularization=regularization, seed=seed).fit([known[u] for u in users], num_items)
-        blocks = [slice(start, start + BLOCK) for start in range(0, len(cases), BLOCK)]
-        gains = [ndcg_at(mask(model.score(histories[b]), seen[b]), positives[b]) for b in blocks]
-        return float(np.concatenate(gains).mean())
+    name = "ItemKNN"
 
-    size, regularization = max(BPR_GRID, key=lambda settings: quality(*settings))
-    return BPR(size=size, regularization=regularization, seed=seed).fit(train, num_items)
+    def __init__(self, neighbors: int = 100, shrink: float = 10.0, decay: float = 1.0) -> None:
+        self.neighbors, self.shrink, self.decay = neighbors, shrink, decay
+
+    def fit(self, sequences: Sequence[ArrayLike], num_items: int) -> Self:
+        held = _held(sequences, num_items)
+        counts = held.sum(axis=0)
+        parts = []
+        for start in range(0, num_items, BLOCK):
+            rows = np.arange(start, min(start + BLOCK, num_items))
+            both = (held[:, rows].T @ held).toarray()
+            both[np.arange(len(rows)), rows] = 0  # not itself
+            similar = both / np.maximum(np.sqrt(counts[rows, None] * counts) + self.shrink, 1)
+            parts.append(_largest(similar, self.neighbors))
+        self.links = scipy.sparse.vstack(parts, format="csr")
+        self.fallback = 1e-9 * counts / (counts.max(initial=0) + 1)
+        return self
+
+    def score(self, histories: Sequence[ArrayLike], instructions: Sequence[str] = ()) -> np.ndarray:
+        weights = _history_weights(histories, len(self.fallback), ALL, self.decay)
+        return (weights @ self.links.T).toarray() + self.fallback
+
+
+class EASE:
+    """The linear autoencoder in closed form (Steck, 2019, "Embarrassingly Shallow Autoencoders for Sparse Data").
+
+    B = I − P / diag(P) by columns, P = (XᵀX + regularization · I)⁻¹, X the users' items as 0 and 1. The score of an
+    item is the sum of its weights from the items of the history, the n-th before the last weighted by decay^n. It takes
+    memory of items² and time of items³: `MOST_ITEMS` is a few seconds.
+    """
+
+    name = "EASE"
+    MOST_ITEMS = 6_000
+
+    def __init__(self, regularization: float = 250.0, decay: float = 1.0) -> None:
+        self.regularization, self.decay = regularization, decay
+
+    def fit(self, sequences: Sequence[ArrayLike], num_items: int) -> Self:
+        held = _held(sequences, num_items)
+        gram = (held.T @ held).toarray()
+        counts = gram.diagonal().copy()
+        gram[np.diag_indices(num_items)] += self.regularization
+        inverse = scipy.linalg.inv(gram, overwrite_a=True)
+        self.weights = -inverse / inverse.diagonal()
+        self.weights[np.diag_indices(num_items)] = 0
+        self.fallback = 1e-9 * counts / (counts.max(initial=0) + 1)
+        return self
+
+    def score(self, histories: Sequence[ArrayLike], instructions: Sequence[str] = ()) -> np.ndarray:
+        return _history_weights(histories, len(self.fallback), ALL, self.decay) @ self.weights + self.fallback
 
 
 class BM25:
@@ -386,6 +410,25 @@ def _strongest(links: "scipy.sparse.csr_array", most: int) -> "scipy.sparse.csr_
     order = np.lexsort((links.indices, -links.data, rows))
     kept = order[np.arange(len(order)) - links.indptr[rows] < most]
     return scipy.sparse.csr_array((links.data[kept], (rows[kept], links.indices[kept])), shape=links.shape)
+
+
+def _held(sequences: Sequence[ArrayLike], num_items: int) -> "scipy.sparse.csc_array":
+    """[sequences, items]: 1 where a sequence holds an item."""
+    items, owners = _flatten(sequences, num_items)
+    held = scipy.sparse.csc_array((np.ones(len(items)), (owners, items)), shape=(len(sequences), num_items))
+    held.sum_duplicates()
+    held.data[:] = 1
+    return held
+
+
+def _largest(values: np.ndarray, most: int) -> "scipy.sparse.csr_array":
+    """The `most` largest entries above 0 of each row; of equal ones, those of the lowest columns."""
+    if most < values.shape[1]:
+        least = np.partition(values, -most, axis=1)[:, -most, None]
+        above, equal = values > least, values == least
+        room = most - above.sum(axis=1, keepdims=True)
+        values = np.where(above | (equal & (equal.cumsum(axis=1) <= room)), values, 0)
+    return scipy.sparse.csr_array(values)
 
 
 def _history_weights(

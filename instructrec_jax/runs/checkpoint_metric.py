@@ -9,6 +9,15 @@ from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.tasks.base import Encoded
 from instructrec_jax.training.state import merge_params
 
+RANKER_PATIENCE = 5  # a ranker of a catalogue learns its training users by heart soon
+
+
+def patience_of(config: Config) -> int | None:
+    """The number of evaluations without an improvement after which training ends; None: it does not end early."""
+    if config.evaluation.patience is None and config.task.ranks_catalogue:
+        return RANKER_PATIENCE
+    return config.evaluation.patience
+
 
 def measure_of(config: Config, metric: str) -> str:
     """Identifies a metric and the cases it is measured on, for `Progress`: values on other cases are not comparable."""

@@ -23,7 +23,9 @@ from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed import launch
 from instructrec_jax.distributed.host_memory import keep_freed_memory
 from instructrec_jax.distributed.mesh import MeshConfig
+from instructrec_jax.distributed.program_cache import keep_programs
 from instructrec_jax.evaluation.evaluator import EvaluationConfig
+from instructrec_jax.metrics.abstention import AbstainConfig
 from instructrec_jax.parsing import YamlDumper, parse_yaml, read_yaml
 from instructrec_jax.remote import is_url, local_file, with_urls
 from instructrec_jax.runs.settings_help import help_topic, settings_help
@@ -66,6 +68,7 @@ class Config:
     semi_supervised: SemiSupervisedConfig = field(default_factory=SemiSupervisedConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    abstain: AbstainConfig = field(default_factory=AbstainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
@@ -241,7 +244,7 @@ def _check_sources(data: object) -> None:
         if examples or hasattr(value, "columns"):
             raise ConfigError(
                 f"`data.{split}` holds examples, but should name sources, such as reviews.csv. Give examples as "
-                f"tune(settings, {split}=[...])."
+                f"train_run(settings, {split}=[...])."
             )
 
 
@@ -365,6 +368,7 @@ def main_guard(main: Callable[[list[str]], object], *, processes: bool = False, 
             launch.initialize()
         elif not independent:
             launch.refuse_others(Path(sys.argv[0]).stem)
+        keep_programs()
         with launch.guard():
             main(sys.argv[1:])
             sys.stdout.flush()

@@ -21,8 +21,6 @@ from instructrec_jax.data.loader import (
     Loader,
     OwnRows,
     RowLoader,
-    StreamLoader,
-    StreamRowLoader,
     rows_here,
 )
 from instructrec_jax.data.masked import ExampleMask
@@ -33,10 +31,12 @@ from instructrec_jax.data.skipped import SkippedRow
 from instructrec_jax.data.sources import RowSource, open_sources
 from instructrec_jax.data.storage import Storage
 from instructrec_jax.data.stream import StreamSource
+from instructrec_jax.data.stream_loader import StreamLoader, StreamRowLoader
 from instructrec_jax.distributed.launch import say
 from instructrec_jax.distributed.mesh import DeviceMesh
 from instructrec_jax.evaluation.evaluator import segments
 from instructrec_jax.preparation.interaction_rows import KIND, InteractionRows
+from instructrec_jax.runs.batch_shapes import in_few_shapes
 from instructrec_jax.runs.config import Config, to_dict
 from instructrec_jax.runs.given import Given
 from instructrec_jax.runs.training_data import TrainingData, with_unlabeled
@@ -379,8 +379,11 @@ def _batches(
         shape = (size, buckets(config), row_multiple, config.seed, target_buckets(task))
         sides = [lengths] if target_lengths is None else [lengths, target_lengths]
         own = None if here is None else OwnRows(sides, here, images)
-        loader: Loader | RowLoader = Loader(mixture.order, gather, *shape, own=own)
-        step_size, epoch_steps, packing = f"{size} examples", mixture.epoch_size / size, ""
+        shaped = in_few_shapes(Loader(mixture.order, gather, *shape, own=own), task, encoded, config.steps)
+        loader: Loader | RowLoader = shaped
+        step_size, epoch_steps = f"{size} examples", mixture.epoch_size / size
+        assert shaped.shapes is not None
+        packing, largest = f" in batches of {shaped.shapes.described}", shaped.shapes.largest_step
     else:
         assert rows is not None
         length, target_length = config.data.max_length, task.max_target_length if target_lengths is not None else None
@@ -388,6 +391,7 @@ def _batches(
         loader = RowLoader(mixture.order, gather, lengths, *row_shape, rows_here=here, images=images)
         room = f"{length:,}" + (f" + {target_length:,}" if target_length else "")
         step_size, epoch_steps = f"{rows} rows of {room} tokens", len(loader.epoch(0)) / rows
+        largest = 0
         packing = f" packed into {len(loader.epoch(0)):,} rows of {room} ({1 - loader.real_share():.1%} padding)"
     return TrainingData(
         fingerprint=mixture.fingerprint,
@@ -399,6 +403,7 @@ def _batches(
         packing=packing,
         copies=len(encoded) - mixture.epoch_size,
         batch_size=size,
+        largest_step=largest,
     )
 
 
@@ -432,7 +437,8 @@ def _stream_batches(config: Config, task: Task, opened: StreamSource | MixedStre
         return task.gather(encode(examples), rng)
 
     shape = (size or 0, buckets(config), row_multiple, config.seed, target_buckets(task))
-    batches = StreamLoader(opened, gather, *shape).batches
+    pixels = None if task.context.pixels is None else task.context.pixels.shape
+    batches = StreamLoader(opened, gather, *shape, pixels=pixels).batches
     return TrainingData(opened.name, batches, f"{size} examples", batch_size=size)
 
 

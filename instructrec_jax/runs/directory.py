@@ -27,6 +27,7 @@ import numpy as np
 
 from instructrec_jax.distributed.launch import check_shared, exchange, is_first, once, say
 from instructrec_jax.files import explain, is_temporary, read_json, sweep, try_lock, write_json, write_text
+from instructrec_jax.metrics.abstention import check_abstain
 from instructrec_jax.remote import is_url, run_folder, url_of_run
 from instructrec_jax.runs.bucket import Mirror
 from instructrec_jax.runs.config import Config, load, to_dict, to_yaml
@@ -39,7 +40,7 @@ FORMAT = 2  # version of the run directory's layout; version 1 had no run.json
 # Settings that may change on resume: those that do not affect the computation,
 FREE_ON_RESUME = ("run_dir", "overwrite", "mesh", "checkpoint", "tracking", "profile", "data.store", "data.workers")
 # and those that affect the remaining steps only.
-CHANGES_THE_REST = ("steps", "evaluation", "data.validation", "data.test", "optimizer.max_nonfinite")
+CHANGES_THE_REST = ("steps", "evaluation", "abstain", "data.validation", "data.test", "optimizer.max_nonfinite")
 AT_LEAST = {
     **{name: 1 for name in ("steps", "accumulation", "data.batch_size", "data.batch_rows", "tracking.log_every")},
     **{name: 1 for name in ("checkpoint.every", "checkpoint.keep_last", "optimizer.max_nonfinite")},
@@ -60,6 +61,7 @@ LEFT_BY_RUNS = (
     *("config.yaml", "summary.json", "metrics.jsonl", "skipped.jsonl", "report.html", "wandb_id.txt"),
     *("evaluation.json", "predictions.jsonl", "examples.json", FOLDER),
     *("groups.json", "model_card.md"),
+    *("calibration.json", "uncertainty.json", "out_of_domain"),
     *("backbone", "checkpoints", "tensorboard", "wandb", "evaluation", "profile"),
 )
 BEGINNING = LEFT_BY_RUNS[:2]  # allowed in a folder without config.yaml, beside temporary files and given examples
@@ -105,6 +107,7 @@ def check_settings(config: Config) -> None:
 
     Floats are compared after rounding to float32, the optimizer's arithmetic. Raises ValueError naming the setting.
     """
+    check_abstain(config.abstain)
     tree = to_dict(config)
     for name, each in _floats(tree):
         if not np.isfinite(each):

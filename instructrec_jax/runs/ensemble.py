@@ -5,11 +5,12 @@ members with their checkpoints, weights and temperatures. `Run.open` opens it li
 what `evaluate` measured. `tasks.averaging` has the formulas.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import NotRequired, Protocol, TypedDict
 
 import jax
 import numpy as np
@@ -32,6 +33,7 @@ from instructrec_jax.tasks.base import Encoded, Model, Task
 from instructrec_jax.tasks.encoded_store import encode_again, tokenizer_digest
 from instructrec_jax.tasks.kinds import as_ranking
 from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.tasks.recalibration import Recalibration
 from instructrec_jax.training.state import Tree
 
 FILE = "ensemble.json"
@@ -60,6 +62,8 @@ class Opened(Protocol):
     @property
     def mixture(self) -> Mixture | None: ...
     @property
+    def calibration(self) -> Recalibration | None: ...
+    @property
     def members(self) -> Sequence["Opened"]: ...
 
     def sized_predictor(self, size: Rows) -> Predict: ...
@@ -68,12 +72,17 @@ class Opened(Protocol):
 
 
 class Member(TypedDict):
-    """A member in ensemble.json: its checkpoint's step, its weight, and the temperature of its logits."""
+    """A member in ensemble.json: its checkpoint's step, its weight, and the temperature of its logits.
+
+    Attributes:
+      calibration: the digest of the member's own calibration when the ensemble was made; None or missing: it had none.
+    """
 
     run: str
     checkpoint: int | None
     weight: float
     temperature: float
+    calibration: NotRequired[str | None]
 
 
 class Kept(TypedDict):
@@ -110,6 +119,22 @@ def check_overrides(folder: Path, overrides: Sequence[str]) -> None:
     for name in (arg.partition("=")[0] for arg in overrides):
         if name.startswith(("--backbone", "--lora", "--task.type")):
             raise ValueError(f"{folder} is an ensemble, and {name} is a setting of its members: leave it out.")
+
+
+def calibration_digest(run: Opened) -> str | None:
+    """What identifies a run's calibration; None: it has none."""
+    if run.calibration is None:
+        return None
+    return hashlib.sha256(repr(run.calibration).encode()).hexdigest()[:16]
+
+
+def check_calibration(kept: Member, run: Opened) -> None:
+    """Raises ValueError where a member was calibrated, or calibrated anew, after the ensemble was made."""
+    if calibration_digest(run) != kept.get("calibration"):
+        raise ValueError(
+            "its calibration changed since the ensemble was made: make the ensemble again (evaluate --average), or set "
+            "--evaluation.calibration false."
+        )
 
 
 def mixture_of(kept: Kept, file: Path) -> Mixture:
@@ -207,6 +232,8 @@ def _member(run: Opened, member: Opened, size: Rows, made: Programs) -> Predict:
         if graphdef not in made:
             made[graphdef] = predictor(run.task, graphdef, run.mesh, buckets(run.config), size=size)
         predict = member.with_known_items(made[graphdef](member.model.params), run.task)
+    if member.calibration is not None:
+        predict = member.calibration.behind(predict)
     labels, own = (getattr(each.task, "labels", None) for each in (run, member))
     if labels == own or labels is None or own is None:
         return predict

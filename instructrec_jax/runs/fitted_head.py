@@ -5,16 +5,15 @@ from typing import cast
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import NamedSharding
 
-from instructrec_jax.data.batch import Batch
 from instructrec_jax.distributed.launch import place
 from instructrec_jax.distributed.mesh import DeviceMesh
 from instructrec_jax.evaluation.predictor import make_predict
 from instructrec_jax.runs.model import SplitModel
 from instructrec_jax.tasks.base import Encoded, Task
 from instructrec_jax.training.state import Tree
+from instructrec_jax.training.step import make_feature_step
 
 FitHead = Callable[[Tree, Sequence[Encoded]], Tree]
 
@@ -40,10 +39,7 @@ def head_fitter(task: Task, model: SplitModel, mesh: DeviceMesh, buckets: Sequen
 
     shardings = cast(dict[str, dict[str, NamedSharding]], model.shardings["head"])
 
-    @jax.jit
-    def step(params: Tree, batch: Batch) -> jax.Array:
-        with mesh.tracing():
-            return task.features(task.view(nnx.merge(model.graphdef, params)), batch)
+    step = make_feature_step(task, model.graphdef, mesh)
 
     def fit(params: Tree, train: Sequence[Encoded]) -> Tree:
         run = make_predict(step, params, mesh=mesh, buckets=buckets, per_token=False)

@@ -1,4 +1,4 @@
-"""Examples given from Python as data: `tune(settings, train=[Example(...), ...])`.
+"""Examples given from Python as data: `train_run(settings, train=[Example(...), ...])`.
 
 They become JSON lines in RUN_DIR/given, which the config names as ordinary sources. `tune` reads them from memory and
 writes them when the run starts; the other verbs read the files.

@@ -31,7 +31,14 @@ from instructrec_jax.backbones.folder import (
 )
 from instructrec_jax.backbones.image_reader import ReaderSpec
 from instructrec_jax.backbones.layers import Axes, StackOptions
-from instructrec_jax.backbones.reading import LoadReport, answer_limit, build_backbone, input_limit, load_backbone
+from instructrec_jax.backbones.reading import (
+    LoadReport,
+    answer_limit,
+    answer_vocabulary,
+    build_backbone,
+    input_limit,
+    load_backbone,
+)
 from instructrec_jax.backbones.tokenizer import open_tokenizer
 from instructrec_jax.data.media.image_tokens import ImageTokens
 from instructrec_jax.data.media.media_reader import MediaReader
@@ -132,6 +139,7 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
         pixels=media,
         answer_limit=answer_limit(network),
         vocab_size=getattr(network.get_text_config(), "vocab_size", None),
+        answer_vocabulary=answer_vocabulary(network) if family.draws else None,
         prompt_type=family.prompt_type,
         batch_size=config.data.examples_per_step,
         pad_to=limit if family.padded else None,
@@ -157,7 +165,11 @@ def check_kind(config: Config, folder: Path, network: PretrainedConfig, family: 
     """Raises ValueError for a network whose inputs are not those of the task: words, images, or sounds."""
     task = config.task
     tokenizes, docs = family.kind == TOKENIZER, "docs/images.md"
-    if (task.reads_images or tokenizes) and tokenizes != task.draws_images:
+    if tokenizes and task.draws_images and not family.trained:
+        needs = "an image tokenizer of this package (fsq_tokenizer), because others are not trained,"
+    elif family.draws and not task.draws_texts:
+        needs = "a network that writes no codes of images"
+    elif (task.reads_images or tokenizes) and tokenizes != task.draws_images:
         needs = "an image tokenizer (fsq_tokenizer)" if task.draws_images else "a network that reads images"
     elif not (family.kind in WORDLESS and task.reads_images) and (
         family.kind in WORDLESS or family.sounds != task.reads_sounds

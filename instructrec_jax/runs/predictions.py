@@ -9,15 +9,18 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
-from instructrec_jax.data.example import BadExample, Example
+from instructrec_jax.data.example import BadExample, Example, check_example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
-from instructrec_jax.data.listed import check_type
+from instructrec_jax.data.listed import check_type, listed
+from instructrec_jax.data.masked import ExampleMask
 from instructrec_jax.data.media.picture_references import NO_FILES, PictureFolder
 from instructrec_jax.data.skipped import SkippedRow
 from instructrec_jax.data.usual_columns import RecordMapper
 from instructrec_jax.extras import require
+from instructrec_jax.runs.abstention import Judge
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks.answers import Answer
 from instructrec_jax.tasks.base import Encoded, Task, pieces
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 Record = str | Mapping[str, object] | Example
 INPUTS = ("instruction", "input", "messages", "system", "tools", "candidates", "history", "image", "audio")
 DROPPED = "text too long"
+ANYWHERE = PictureFolder(Path(), (Path("/"),))  # a caller from Python names pictures, as any file
 HINT = "Correct the row; `predict --on_bad_row skip` leaves such rows out and lists them."
 
 log = logging.getLogger(__name__)
@@ -132,6 +136,7 @@ class Asker:
       k: items of a ranking.
       mask: replaces personal data in a record that is an `Example` (the mapper does it in others); None: nothing does.
       images: `images` of data.train's first source, for the pictures of files.
+      judge: adds prediction sets and abstention to the answers; None: neither is asked for.
     """
 
     task: Task
@@ -140,6 +145,7 @@ class Asker:
     k: int = 10
     mask: Callable[[Example], Example] | None = None
     images: str = ""
+    judge: Judge | None = None
 
     def __post_init__(self) -> None:
         if not self.task.has_answers:
@@ -199,4 +205,27 @@ class Asker:
 
     def answer(self, encoded: Sequence[Encoded]) -> Sequence[Answer]:
         """The answers to encoded examples, one for each entry of `pieces(encoded)`."""
-        return self.task.answers(self.predict, encoded, self.k) if encoded else []
+        if not encoded:
+            return []
+        if self.judge is not None:
+            return self.judge.answers(self.predict, encoded)
+        return self.task.answers(self.predict, encoded, self.k)
+
+
+def with_targets(records: object, mapper: RecordMapper, mask: ExampleMask | None) -> list[Example]:
+    """The examples of `Example`s or records. Raises ValueError for one without a target."""
+    wanted = "the path of a file, or a list of `Example`s or of records with their targets"
+    given = cast(list[Example | Mapping[str, object]], listed(records, "records", (Mapping, Example), wanted))
+    if not given:
+        raise ValueError(f"records is empty, but should be {wanted}.")
+    examples = []
+    for number, row in enumerate(given):
+        try:
+            if isinstance(row, Example):
+                example = row if mask is None else mask(row)
+            else:
+                example = mapper(row, folder=ANYWHERE)
+            examples.append(replace(check_example(example), where=f"record {number}"))
+        except BadExample as error:
+            raise error.at(f"record {number}") from None
+    return examples

@@ -7,6 +7,8 @@ run.predict(["a text", "another"])                                 # answers to 
 scores = run.task.score(run.predictor, run.data.cases(run.task, "test"))
 """
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,12 +20,12 @@ import jax
 import numpy as np
 
 from instructrec_jax.data.batch import Text
-from instructrec_jax.data.example import BadExample, Example, check_example
+from instructrec_jax.data.example import Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.listed import check_type, listed
 from instructrec_jax.data.masked import ExampleMask
 from instructrec_jax.data.media.picture import Picture
-from instructrec_jax.data.media.picture_references import PictureFolder, read_pictures
+from instructrec_jax.data.media.picture_references import read_pictures
 from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.data.usual_columns import RecordMapper
 from instructrec_jax.distributed.heartbeat import heartbeat
@@ -31,15 +33,20 @@ from instructrec_jax.distributed.mesh import DeviceMesh, fitting_mesh, make_mesh
 from instructrec_jax.evaluation.evaluator import score_row
 from instructrec_jax.evaluation.predictor import Rows, predictor
 from instructrec_jax.evaluation.results import Results, results_of
+from instructrec_jax.files import read_json
+from instructrec_jax.metrics.conformal import SetKind
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.ranking.item_vectors import item_vectors
+from instructrec_jax.runs.abstention import Abstention, judge_of, open_abstention
 from instructrec_jax.runs.bucket import local_run
 from instructrec_jax.runs.config import DEFAULT, Config, parse
 from instructrec_jax.runs.data import RunData, buckets, example_mask
 from instructrec_jax.runs.directory import check_not_training, is_run_dir
+from instructrec_jax.runs.domain_scores import DomainScores
 from instructrec_jax.runs.ensemble import (
     FILE,
     averaged,
+    check_calibration,
     check_members,
     check_overrides,
     joint_model,
@@ -48,6 +55,7 @@ from instructrec_jax.runs.ensemble import (
     read_ensemble,
 )
 from instructrec_jax.runs.given import relocated
+from instructrec_jax.runs.kept_calibration import read_calibration
 from instructrec_jax.runs.model import (
     SplitModel,
     backbone_folder,
@@ -59,12 +67,14 @@ from instructrec_jax.runs.model import (
     restored_model,
 )
 from instructrec_jax.runs.predictions import (
+    ANYWHERE,
     Asker,
     Predictions,
     Record,
     fields_of,
     rows_of,
     source_task,
+    with_targets,
 )
 from instructrec_jax.runs.vectors import Embedder, embedder
 from instructrec_jax.tasks.averaging import Mixture
@@ -73,10 +83,10 @@ from instructrec_jax.tasks.kinds import as_ranking
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import RankingTask
 from instructrec_jax.tasks.ranking.retrieval import RetrievalTask
-from instructrec_jax.training.checkpoint import Checkpoints
+from instructrec_jax.tasks.recalibration import Recalibration
+from instructrec_jax.training.checkpoint import CHECKSUMS, Checkpoints
 
 logger = logging.getLogger(__name__)
-ANYWHERE = PictureFolder(Path(), (Path("/"),))  # a caller from Python names pictures, as any file
 
 
 def _picture(record: Mapping[str, object]) -> Picture:
@@ -156,7 +166,8 @@ def member_settings(path: str, kept: Config, config: Config) -> Config:
     shared = (own.data.max_length, own.data.truncate) == (kept.data.max_length, kept.data.truncate)
     lengths = config.data if shared else own.data
     data = replace(own.data, max_length=lengths.max_length, truncate=lengths.truncate)
-    return replace(own, mesh=config.mesh, data=data)
+    calibration = own.evaluation.calibration and config.evaluation.calibration
+    return replace(own, mesh=config.mesh, data=data, evaluation=replace(own.evaluation, calibration=calibration))
 
 
 def _read_alike(config: Config, overrides: Sequence[str]) -> Config:
@@ -246,6 +257,8 @@ class Run:
             with named(path, member["run"]):
                 own = member_settings(member["run"], run_settings(path), config)
                 opened = cls.open(member["run"], own, step=member["checkpoint"], joined=joined, new_items=new_items)
+                if config.evaluation.calibration:
+                    check_calibration(member, opened)
                 members.append(replace(opened, fixed_shapes=fixed_shapes))
         check_members([run, *members], kept["average"])
         return replace(run, members=tuple(members), mixture=mixture_of(kept, path / FILE))
@@ -282,14 +295,51 @@ class Run:
     @cached_property
     def predictor(self) -> Predict:
         """The model, ready for `task.score`. A ranking run computes the vectors of its items' texts only once."""
-        return self.sized_predictor("ladder" if self.fixed_shapes else "fitting")
+        return self._calibrated(self.plain_predictor)
 
     @cached_property
     def full_predictor(self) -> Predict:
         """The same for many texts: each length has one batch shape, whatever the number of texts of a call."""
-        return self.sized_predictor("full")
+        return self._calibrated(self.sized_predictor("full"))
 
-    def predict(self, records: Record | Sequence[Record], *, k: int = 10) -> Predictions:
+    @cached_property
+    def plain_predictor(self) -> Predict:
+        """`predictor` without the run's own calibration."""
+        return self.sized_predictor("ladder" if self.fixed_shapes else "fitting")
+
+    @cached_property
+    def calibration(self) -> Recalibration | None:
+        """How `predictor` scales the logits; None: it does not.
+
+        Raises ValueError where the run directory has one of another checkpoint.
+        """
+        in_memory = self.members and read_ensemble(self.path) is None
+        if not self.trained or in_memory or not self.config.evaluation.calibration:
+            return None
+        labels = getattr(self.task, "labels", [])
+        return read_calibration(self.path, labels, lambda: self.checkpoint, self.weights_digest)
+
+    def _calibrated(self, predict: Predict) -> Predict:
+        return predict if self.calibration is None else self.calibration.behind(predict)
+
+    @cached_property
+    def domain_scores(self) -> DomainScores:
+        """How much texts are like those of training, of a classification."""
+        return DomainScores(self)
+
+    @cached_property
+    def abstention(self) -> Abstention | None:
+        """When the run gives no label, as `abstain` says; None: it always does. See `runs.abstention`."""
+        return open_abstention(self)
+
+    def predict(
+        self,
+        records: Record | Sequence[Record],
+        *,
+        k: int = 10,
+        coverage: float | None = None,
+        sets: SetKind = "lac",
+    ) -> Predictions:
         """The task's answers to new texts or records; answers that they hold are ignored.
 
             run.predict("the film was dull")[0].label
@@ -299,6 +349,8 @@ class Run:
           records: a text (for the only column that the run reads), a record with the columns of the run's data, an
             `Example`, or a list of these.
           k: number of items, for a task that ranks them.
+          coverage, sets: of a classification: also a `prediction_set` of this kind (`metrics.conformal`), which has the
+            right label with this probability.
 
         Raises:
           BadExample (a ValueError): a record that the task cannot use; names its number.
@@ -306,7 +358,7 @@ class Run:
         wanted = "a text, a record such as {'text': ...}, an `Example`, or a list of these"
         given = cast(list[Record], listed(records, "records", (str, Mapping, Example), wanted))
         rows = rows_of(given, fields_of(self.config))
-        asker = self.asker(k)
+        asker = self.asker(k, coverage=coverage, sets=sets)
         examples = [asker.example(row, f"record {number}", folder=ANYWHERE) for number, row in enumerate(rows)]
         answers = [answer for answer in asker.answers(examples)[0] if answer is not None]
         return Predictions([row.to_record() if isinstance(row, Example) else row for row in rows], answers)
@@ -349,15 +401,16 @@ class Run:
             mapper = RecordMapper(
                 fields, lambda chosen: FieldMapper(chosen, task=name, labels=labels, numbers=numbers, mask=self._mask)
             )
-            examples = _targets(records, mapper, self._mask)
+            examples = with_targets(records, mapper, self._mask)
         row = score_row(self.path.name, self.task, self.predictor, {"": self.task.encode(examples)})
         metric = self.config.evaluation.metric or self.task.metric
         return results_of([row], metric=metric, measured_on="the given records", tuned=row.name)
 
-    def asker(self, k: int = 10, *, many: bool = False) -> Asker:
-        """Answers rows with the columns of data.train; `many`: see `full_predictor`."""
+    def asker(self, k: int = 10, *, many: bool = False, coverage: float | None = None, sets: SetKind = "lac") -> Asker:
+        """Answers rows with the columns of data.train; `many`: see `full_predictor`; the rest: see `predict`."""
         predict, train = self.full_predictor if many else self.predictor, self.config.data.train
-        return Asker(self.task, predict, self.mapper, k, self._mask, train[0].images if train else "")
+        judge = judge_of(self, self.abstention, coverage, sets)
+        return Asker(self.task, predict, self.mapper, k, self._mask, train[0].images if train else "", judge)
 
     @property
     def mapper(self) -> RecordMapper:
@@ -383,6 +436,26 @@ class Run:
             return predict
         return _with_known_items(predict, ranking, self.path / "item_vectors", self.weights_identity())
 
+    def weights_digest(self) -> str:
+        """SHA-256 of what identifies a run's weights by their content: a copy of the run directory has the same."""
+        found: object
+        if self.members:
+            own = [[member.weights_digest(), repr(member.calibration)] for member in self.members]
+            found = [repr(self.mixture), own]
+        else:
+            identity = self.weights_identity()
+            sums = self.path / "checkpoints" / str(self.checkpoint) / "state" / CHECKSUMS
+            if not sums.is_file():
+                raise ValueError(f"{sums} is missing, so nothing can be kept for these weights: train the run again.")
+            found = [read_json(sums, dict[str, str]), identity["frozen"], identity["quantize"], identity["pooling"]]
+        return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+    def doubts_identity(self) -> list[str]:
+        """What answers depend on beside weights and settings: the calibration, and when the run abstains."""
+        abstention = self.abstention
+        when = "" if abstention is None else f"{abstention.score} {abstention.threshold!r}"
+        return [repr(self.calibration), when]
+
     def weights_identity(self) -> dict[str, object]:
         """JSON that identifies the weights of a run or folder, as the cache key of item vectors."""
         if self.members:
@@ -398,25 +471,6 @@ class Run:
             "quantize": codes["quantize"] if codes["quantize"] == "none" else codes,
             "pooling": getattr(self.config.task, "pooling", None),
         }
-
-
-def _targets(records: object, mapper: RecordMapper, mask: ExampleMask | None) -> list[Example]:
-    """The examples of `Example`s or records. Raises ValueError for one without a target."""
-    wanted = "the path of a file, or a list of `Example`s or of records with their targets"
-    given = cast(list[Example | Mapping[str, object]], listed(records, "records", (Mapping, Example), wanted))
-    if not given:
-        raise ValueError(f"records is empty, but should be {wanted}.")
-    examples = []
-    for number, row in enumerate(given):
-        try:
-            if isinstance(row, Example):
-                example = row if mask is None else mask(row)
-            else:
-                example = mapper(row, folder=ANYWHERE)
-            examples.append(replace(check_example(example), where=f"record {number}"))
-        except BadExample as error:
-            raise error.at(f"record {number}") from None
-    return examples
 
 
 def _with_known_items(predict: Predict, task: RankingTask, folder: Path, weights: dict[str, object]) -> Predict:

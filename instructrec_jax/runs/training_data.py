@@ -22,9 +22,10 @@ class TrainingData:
       tokens: number of tokens of all texts and targets.
       epoch_steps: steps per epoch (0 for a stream).
       copies: how many of `encoded` are changed copies, see `data.augmented`.
-      packing: rows and padding of an epoch, as text for the summary (empty if each batch is packed by itself).
+      packing: rows and padding, as text for the summary (empty for a stream).
       batch_size: examples of a batch; None: it is rows.
       weak_share: share of a step's tokens that the network reads without learning from them.
+      largest_step: a step whose batch has the largest shape.
     """
 
     fingerprint: str
@@ -37,6 +38,7 @@ class TrainingData:
     copies: int = 0
     batch_size: int | None = None
     weak_share: float = 0.0
+    largest_step: int = 0
 
     @property
     def examples_per_step(self) -> float:

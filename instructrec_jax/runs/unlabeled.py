@@ -17,8 +17,9 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.fingerprints import digest_of_example, fingerprint_of, normalized
 from instructrec_jax.data.loader import HostBatch, prefetch
 from instructrec_jax.data.mixture import IndexableSource, Mixture, OfSource, Versions
-from instructrec_jax.data.packing import Plan, fit, length_buckets, plan_batch, round_up
+from instructrec_jax.data.packing import length_buckets
 from instructrec_jax.data.prompts import render
+from instructrec_jax.data.shapes import Shapes, Sizes, choose_shapes, spread
 from instructrec_jax.data.skipped import SkippedRow
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks.base import Encoded, Task
@@ -26,7 +27,8 @@ from instructrec_jax.tasks.encoded_store import EncodedExamples, joined
 from instructrec_jax.training.semi_supervised import check_semi_supervised
 
 KEEP_WORDS = ("synonyms", "typos")  # the methods after which every word is where it was
-SHAPED_BY = 16  # batches whose largest shape, with a little room, is that of all batches which fit into it
+SHAPED_BY = 2048  # batches by whose lengths the shape of all is chosen; those that a task gathers otherwise:
+GATHERED = 64
 
 Encode = Callable[[IndexableSource, np.ndarray], EncodedExamples]
 Cases = Mapping[str, Iterable[Example]]
@@ -95,7 +97,7 @@ def open_unlabeled(
     order = Mixture(usable, weights=weights, temperature=data.temperature, size_cap=data.size_cap, seed=config.seed)
     size = max(1, round(config.semi_supervised.ratio * labeled))
     return UnlabeledBatches(
-        task, usable, order, size, length_buckets(data.max_length), row_multiple, config.seed
+        task, usable, order, size, length_buckets(data.max_length), row_multiple, config.seed, config.steps
     ), skipped
 
 
@@ -311,6 +313,7 @@ class UnlabeledBatches:
       order: of the usable examples of all sources.
       size: examples of a batch.
       buckets, row_multiple, seed: see `data.loader.Loader`.
+      steps: of the run.
     """
 
     owner: Task
@@ -320,6 +323,7 @@ class UnlabeledBatches:
     buckets: Sequence[int]
     row_multiple: int
     seed: int
+    steps: int
 
     @cached_property
     def encoded(self) -> EncodedExamples:
@@ -361,24 +365,24 @@ class UnlabeledBatches:
 
         return gathered(weak), gathered(strong)
 
-    def _plan(self, texts: Sequence[BatchTexts]) -> Plan:
-        """With room for the longer view of each text."""
-        return plan_batch(_longest(texts), self.buckets, self.row_multiple)
+    def _sizes(self, step: int) -> Sizes:
+        """The tokens of the longer view of each text."""
+        if not self.owner.gathers_alone:
+            return Sizes(_longest(self.texts(step)))
+        weak, strong, _ = self.drawn(step)
+        return Sizes(np.maximum(self.encoded.lengths[weak], self.encoded.lengths[strong]))
 
     @cached_property
-    def _room(self) -> tuple[int, int]:
-        """(rows, length) of most batches, so that few shapes are compiled."""
-        plans = [self._plan(self.texts(step)) for step in range(SHAPED_BY)]
-        largest = max(plans, key=lambda plan: plan.rows * plan.length)
-        return round_up(largest.rows + 1, self.row_multiple), largest.length
+    def shapes(self) -> Shapes:
+        """One shape, as labeled batches may have two; of a run of many steps, a batch may need another one."""
+        planned = spread(self.steps, SHAPED_BY if self.owner.gathers_alone else GATHERED)
+        sizes = [self._sizes(step) for step in planned]
+        return choose_shapes(sizes, self.buckets, self.row_multiple, spare=len(planned) < self.steps, most=1)
 
     def batch(self, step: int) -> HostBatch:
         """The views of a step, in `batch.unlabeled` of a batch whose own rows are those of the weak view."""
         texts = self.texts(step)
-        rows, length = self._room
-        lengths = _longest(texts)
-        plan = fit(lengths, length) if lengths.max() <= length else None
-        plan = self._plan(texts) if plan is None or plan.rows > rows else replace(plan, rows=rows)
+        plan = self.shapes.plan(Sizes(_longest(texts)))
         weak, strong = (lay_out(each, plan) for each in texts)
         tokens = sum(int(lengths_of(each.texts)[0].sum()) for each in texts)
         return HostBatch(replace(weak, unlabeled=Views(weak, strong)), tokens, plan.shape)

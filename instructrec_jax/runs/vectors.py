@@ -35,8 +35,8 @@ from instructrec_jax.distributed.mesh import DeviceMesh, data_shards
 from instructrec_jax.evaluation.predictor import Rows, make_predict, texts_of_every_shape
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.model import SplitModel, backbone_folder
-from instructrec_jax.tasks import ContrastiveConfig, LanguageModelConfig, RegressionConfig
-from instructrec_jax.tasks.base import Task, TaskContext
+from instructrec_jax.tasks import ContrastiveConfig, LanguageModelConfig, RegressionConfig, TextToImageConfig
+from instructrec_jax.tasks.base import Task, TaskConfig, TaskContext
 from instructrec_jax.tasks.prediction import Run
 from instructrec_jax.tasks.text.contrastive import ContrastiveTask
 from instructrec_jax.tasks.texts import tokenize
@@ -47,13 +47,19 @@ MANY = 256  # texts from which on each length has one batch shape
 
 
 def settings_of(folder: str) -> Config:
-    """Settings that open a HuggingFace folder or hub id for its backbone alone, in full length."""
+    """Settings that open a HuggingFace folder or hub id for its backbone alone, in full length (or to draw)."""
     here = backbone_folder(folder)
     network = read_config(here, images=True)
-    kind = find_family(network.model_type).kind
+    family = find_family(network.model_type)
+    kind = "drawing" if family.draws else family.kind
     pooling = read_pooling(here)
     longest = {"image": ONE_PICTURE, "image_text": input_limit(network) + 1}
-    tasks = {"image": RegressionConfig, "encoder": RegressionConfig, "image_text": ContrastiveConfig}
+    tasks: dict[str, type[TaskConfig]] = {
+        "image": RegressionConfig,
+        "encoder": RegressionConfig,
+        "image_text": ContrastiveConfig,
+        "drawing": TextToImageConfig,
+    }
     return Config(
         backbone=BackboneConfig(path=folder),
         task=tasks.get(kind, LanguageModelConfig)(),

@@ -232,6 +232,7 @@ def _open(config: ModelConfig) -> Run | LanguageModel | str:
         if refusal := _unserved(config, run.task, writes=False):
             return refusal
         _ = [member.model for member in run.members or (run,)]
+        _ = run.calibration, run.abstention  # raises where they are of another checkpoint
     except ValueError as error:
         if not trained:
             raise

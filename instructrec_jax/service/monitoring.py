@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from instructrec_jax.distributed.compilations import Compilations
 from instructrec_jax.service.alerts import Alerts, Notice
-from instructrec_jax.service.compilations import Compilations
 from instructrec_jax.service.drift import Drift, Finding, read_reference, smallest_distance
 from instructrec_jax.service.engine import Engine
 from instructrec_jax.service.exchange import Exchange

@@ -15,10 +15,9 @@ from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 
-import jax
 import uvicorn
 
-from instructrec_jax.files import cache_folder
+from instructrec_jax.distributed.program_cache import keep_programs
 from instructrec_jax.runs.config import DEFAULT, load, parse
 from instructrec_jax.runs.directory import is_finished
 from instructrec_jax.service.app import make_app
@@ -55,14 +54,6 @@ def with_films(config: ServeConfig) -> ServeConfig:
     return replace(config, models=[ModelConfig(str(run_dir))])
 
 
-def keep_programs(config: ServeConfig) -> None:
-    """Keeps compiled programs on disk, so that the next start reads them."""
-    folder = Path(config.cache) if config.cache else cache_folder() / "programs"
-    jax.config.update("jax_compilation_cache_dir", str(folder.expanduser()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
 def serve(config: ServeConfig) -> None:
     """Serves until SIGTERM or SIGINT; then answers what is running, and returns. A second signal ends the process.
 
@@ -74,7 +65,7 @@ def serve(config: ServeConfig) -> None:
     listener(config.host, config.port).close()
     with logs_to(config.log) as form:
         config = with_films(config)
-        keep_programs(config)
+        keep_programs(Path(config.cache).expanduser() if config.cache else None)
         service = open_service(config)
         door = Door(keys, config.limits.header_bytes, strangers=Strangers(config.limits.failed_keys))
         app = make_app(service, [log_exchange], door)

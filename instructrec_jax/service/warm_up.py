@@ -20,6 +20,7 @@ from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.reranker import RerankerTask
 from instructrec_jax.tasks.ranking.sequence import TABLES, SequenceTask
+from instructrec_jax.tasks.text.classification import ClassificationTask
 from instructrec_jax.tasks.texts import tokenize
 
 SAMPLES = (Example(instruction="a"), Example(instruction="a", input="a"))
@@ -38,6 +39,8 @@ def compile_task(run: Run) -> None:
             for texts in texts_of_every_shape(sample, buckets(run.config), data_shards(run.mesh)):
                 for each in predict.each:
                     each.run(texts)
+                if isinstance(run.task, ClassificationTask) and run.domain_scores.reads_vectors:
+                    run.domain_scores.vectors(texts)
         if isinstance(task, SequenceTask):
             for each in predict.each:
                 _sequences(run, task, each)

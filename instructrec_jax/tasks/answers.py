@@ -82,13 +82,26 @@ class Answer(Protocol):
 
 @dataclass(frozen=True)
 class LabelAnswer:
-    """The most probable label, and the probability of each."""
+    """The most probable label, and the probability of each.
+
+    Attributes:
+      prediction_set: where a coverage was asked for: the labels of the conformal set, the most probable first.
+      abstained, scope_score: where the run abstains: whether it does here, and the score by which it decides.
+    """
 
     label: str
     probabilities: Mapping[str, float]
+    prediction_set: tuple[str, ...] | None = None
+    abstained: bool | None = None
+    scope_score: float | None = None
 
     def to_record(self) -> dict[str, object]:
-        return {"prediction": self.label, "probabilities": dict(self.probabilities)}
+        found: dict[str, object] = {"prediction": self.label, "probabilities": dict(self.probabilities)}
+        if self.prediction_set is not None:
+            found["prediction_set"] = list(self.prediction_set)
+        if self.abstained is not None:
+            found |= {"abstained": self.abstained, "scope_score": self.scope_score}
+        return found
 
 
 @dataclass(frozen=True)

@@ -171,13 +171,16 @@ def fit(judged: Judged, average: Average, *, tuned: bool, calibrate: bool) -> Mi
 
 
 def fit_temperature(judged: Judged) -> float:
-    """The T with the lowest log loss of z / T (Guo et al., 2017, "On Calibration of Modern Neural Networks")."""
+    """The T with the lowest log loss of z / T (Guo et al., 2017, "On Calibration of Modern Neural Networks").
+
+    It is 1 where the search finds nothing better, so the log loss never grows.
+    """
 
     def loss(logarithm: float) -> float:
         return log_loss(Judged(judged.outputs / np.exp(logarithm), judged.right))
 
     found = scipy.optimize.minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded")
-    return float(np.exp(found.x))
+    return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
 
 
 def _fit_weights(judged: Judged, average: Average) -> tuple[float, ...]:

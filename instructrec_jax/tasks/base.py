@@ -33,6 +33,7 @@ from instructrec_jax.tasks.encoded import Encoded
 from instructrec_jax.tasks.objective import Choice, Objective
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.scores import Scores
+from instructrec_jax.tasks.search_space import SearchSpace
 
 T = TypeVar("T")
 
@@ -61,6 +62,11 @@ class TaskConfig(draccus.ChoiceRegistry):
     def label_names(self) -> list[str] | None:
         """The labels to choose from (empty: those of the training examples); None for a task without labels."""
         return None
+
+    @property
+    def search_space(self) -> SearchSpace:
+        """What `tune` searches beside the learning rate and the weight decay, or in their place."""
+        return {}
 
     answers_are_numbers: ClassVar[bool] = False  # whether the task learns from numbers
 
@@ -116,6 +122,7 @@ class TaskContext:
     new_items: int = 0  # number of items at the catalogue's end that were added after training
     answer_limit: int | None = None  # tokens that an encoder–decoder writes at most; None: max_length
     vocab_size: int | None = None  # rows of the word embeddings; None: one per token of the tokenizer
+    answer_vocabulary: int | None = None  # tokens of answers, of a vocabulary of their own; None: they share that
     pixels: MediaReader | None = None  # what makes arrays of pictures or sounds; None: the network reads none
     batch_size: int | None = None  # examples of a training batch; None: a batch is rows
     pad_to: int | None = None  # tokens that every text is padded to; None: it is not padded
@@ -352,7 +359,10 @@ class Task:
     fits_head = False  # whether `fit` makes the head, before each evaluation and checkpoint, instead of the step
 
     def features(self, model: Network, batch: Batch) -> jax.Array:
-        """What the head is fitted on, float32 [rows, segments, width], of a task that `fits_head`."""
+        """What the head reads of each text, float32 [rows, segments, width], of a classification.
+
+        A task that `fits_head` fits it on these.
+        """
         raise TypeError(f"{type(self).__name__} has no features().")
 
     def fit(self, features: np.ndarray, train: Sequence[Encoded]) -> dict[str, dict[str, np.ndarray]]:

@@ -376,7 +376,7 @@ def token_key(task: Task, settings: object, examples: str, numbers: np.ndarray, 
         name: getattr(context, name)
         for name in (
             *("max_length", "truncate", "lower_case", "prompt", "kind", "decoder_start_token_id", "vocab_size"),
-            "prompt_type",
+            *("answer_vocabulary", "prompt_type"),
         )
     }
     return {

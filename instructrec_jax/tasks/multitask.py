@@ -70,6 +70,10 @@ class MultitaskConfig(TaskConfig):
         return any(subtask.task.draws_images for subtask in self.tasks)
 
     @property
+    def draws_texts(self) -> bool:  # type: ignore[override]
+        return any(subtask.task.draws_texts for subtask in self.tasks)
+
+    @property
     def asks_about_images(self) -> bool:  # type: ignore[override]
         return all(subtask.task.asks_about_images for subtask in self.tasks)
 

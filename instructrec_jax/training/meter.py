@@ -9,6 +9,7 @@ from typing import Literal
 
 import jax
 
+from instructrec_jax.distributed.compilations import Compilations
 from instructrec_jax.training.tracking import ProgressBar, Tracker
 
 Part = Literal["input", "checkpoint", "logging"]
@@ -28,6 +29,7 @@ class Meter:
       max_nonfinite: training stops after N updates in a row that were skipped because they were not finite.
       flops: tokens of a window -> model FLOPs, see `training.flops`.
       peak: peak FLOP/s of all devices; where it is known, MFU = FLOPs / seconds / peak is logged.
+      compilations: counts the process's programs, which are logged, beside the shapes of the step's batches.
     """
 
     tracker: Tracker
@@ -36,8 +38,10 @@ class Meter:
     max_nonfinite: int
     flops: Callable[[int], float] | None = None
     peak: float | None = None
+    compilations: Compilations = field(default_factory=Compilations)
+    _shapes: set[object] = field(default_factory=set)
     _watched: deque[tuple[int, jax.Array]] = field(default_factory=deque)
-    _pending: tuple[int, dict[str, jax.Array], int, int] | None = None
+    _pending: tuple[int, dict[str, jax.Array], int, int, dict[str, int]] | None = None
     _tokens: int = 0
     _parts: dict[Part, float] = field(default_factory=dict)
     _started: float = field(default_factory=time.perf_counter)
@@ -45,6 +49,12 @@ class Meter:
 
     def count(self, tokens: int) -> None:
         self._tokens += tokens
+
+    def is_new(self, shape: object) -> bool:
+        """Whether no batch before had this shape, for which the step is compiled."""
+        new = shape not in self._shapes
+        self._shapes.add(shape)
+        return new
 
     @contextmanager
     def timed(self, part: Part) -> Iterator[None]:
@@ -102,7 +112,8 @@ class Meter:
 
     def close_window(self, step: int, sums: dict[str, jax.Array], total_tokens: int) -> None:
         """Ends the window at `step`; the device may still compute `sums`."""
-        self._pending = (step, sums, total_tokens, self._tokens)
+        programs = {"step_shapes": len(self._shapes), "compilations": self.compilations.compiled}
+        self._pending = (step, sums, total_tokens, self._tokens, programs)
         self._tokens = 0
 
     def flush(self) -> None:
@@ -113,7 +124,7 @@ class Meter:
         """
         if self._pending is None:
             return
-        step, on_device, total_tokens, tokens = self._pending
+        step, on_device, total_tokens, tokens, programs = self._pending
         self._pending = None
         sums = {name: float(value) for name, value in jax.device_get(on_device).items()}
         now = time.perf_counter()  # steps run asynchronously: the window ends when its numbers arrive
@@ -130,6 +141,7 @@ class Meter:
             "seconds": time.perf_counter() - self._started,
             **{f"{part}_share": spent / seconds for part, spent in parts.items()},
             "step_share": max(0.0, 1 - sum(parts.values()) / seconds),
+            **programs,
         }
         values |= pseudo_labels(sums)
         if self.flops is not None and self.peak is not None:

@@ -229,3 +229,16 @@ def make_predict_step(task: Task, graphdef: nnx.GraphDef[Model], mesh: DeviceMes
             return task.draw(model, batch, batch_dropout_keys(seed, batch))
 
     return predict_step
+
+
+def make_feature_step(
+    task: Task, graphdef: nnx.GraphDef[Model], mesh: DeviceMesh
+) -> Callable[[Tree, Batch], jax.Array]:
+    """Compiles (params, batch) -> what the task's head reads of each text, see `Task.features`."""
+
+    @jax.jit
+    def feature_step(params: Tree, batch: Batch) -> jax.Array:
+        with mesh.tracing():
+            return task.features(task.view(nnx.merge(graphdef, params)), batch)
+
+    return feature_step

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 TIMING_FIELDS = (
     *("seconds", "tokens_per_second", "mfu"),
     *("input_share", "checkpoint_share", "logging_share", "step_share"),
+    *("step_shapes", "compilations"),
 )
 """The fields of metrics.jsonl that may differ between two runs with the same settings."""
 

@@ -62,13 +62,17 @@ def classifier(monkeypatch: pytest.MonkeyPatch, *runs: Any, **settings: Any) -> 
 
 def run(scale: float = 1.0, labels: Sequence[str] = ("a", "b", "c"), **settings: Any) -> Any:
     predictor = Predictor(scale, **settings)
-    return SimpleNamespace(task=Task(labels), predictor=predictor, kind="classification", mixture=None)
+    return SimpleNamespace(task=Task(labels), predictor=predictor, kind="classification", mixture=None, members=())
 
 
 def together(runs: Sequence[Any]) -> Any:
     predictor = SimpleNamespace(each=[each.predictor for each in runs])
     return SimpleNamespace(
-        task=runs[0].task, predictor=predictor, mixture=Mixture("probability", (0.25, 0.75), (1.0, 2.0))
+        task=runs[0].task,
+        predictor=predictor,
+        mixture=Mixture("probability", (0.25, 0.75), (1.0, 2.0)),
+        members=runs,
+        calibration=None,
     )
 
 

@@ -3,58 +3,24 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from helpers import examples
+from drawing_runs import a_run
 from PIL import Image
-from task_cases import drawn
 from tiny_runs import changed, final_parameters, rows
 
 from instructrec_jax import evaluate, generate, predict, train
 from instructrec_jax.answering.drawing import Drawer
 from instructrec_jax.answering.exporting import export
 from instructrec_jax.answering.language_model import LanguageModel
-from instructrec_jax.backbones.backbone_config import BackboneConfig
-from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.fields import FieldsConfig
-from instructrec_jax.data.sources import SourceConfig
-from instructrec_jax.evaluation.evaluator import EvaluationConfig
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks import ImageTokenizationConfig, TextToImageConfig
-from instructrec_jax.training.checkpoint import CheckpointConfig
-from instructrec_jax.training.optimizer import OptimizerConfig
-from instructrec_jax.training.tracking import TrackingConfig
-
-
-def sources(folder: Path, fields: FieldsConfig) -> list[SourceConfig]:
-    folder.mkdir(exist_ok=True)
-    records = []
-    for number, example in enumerate(examples("text_to_image", 12)):
-        (folder / f"{number}.png").write_bytes(drawn(example, number).images[0].data)
-        records.append({"image": f"{number}.png", "caption": example.instruction})
-    write_jsonl(folder / "rows.jsonl", records)
-    return [SourceConfig(path=str(folder / "rows.jsonl"), fields=fields)]
-
-
-def a_run(folder: Path, network: Path, task: Any, fields: FieldsConfig, length: int) -> Config:
-    data = sources(folder / "data", fields)
-    return Config(
-        run_dir=str(folder / task.name),
-        steps=4,
-        backbone=BackboneConfig(path=str(network), dtype="float32"),
-        task=task,
-        data=DataConfig(train=data, test=data, batch_size=6, max_length=length, store=str(folder / "store")),
-        optimizer=OptimizerConfig(learning_rate=3e-3),
-        evaluation=EvaluationConfig(every=0),
-        checkpoint=CheckpointConfig(every=2),
-        tracking=TrackingConfig(log_every=1, tensorboard=False),
-    )
 
 
 @pytest.fixture(scope="module")

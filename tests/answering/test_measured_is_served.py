@@ -135,7 +135,8 @@ def test_an_ensemble_is_asked_for_by_name(checkpoint: Path, tmp_path: Path) -> N
     for arguments, message in (
         ([run, run], "several runs need --average"),
         ([run, "--average", "logit"], "at least two runs"),
-        ([run, "--calibrate"], "for an ensemble"),
+        ([run, "--weights", "tuned"], "for an ensemble"),
+        ([run, "--calibrate"], "data.validation"),
         ([run, run, "--average", "logit", "--out", run], "choose another --out"),
         ([run, tmp_path, "--average", "logit"], "not a run directory"),
     ):

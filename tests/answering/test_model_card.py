@@ -73,6 +73,8 @@ def fill(run: Path, text: str, config: Config) -> Path:
     none: dict[str, Any] = {"name": "none", "cases": 0, "failures": 0, "rate": None, "low": None, "high": None}
     tests = [TEST | {"name": text}, TEST | none]
     write_json(run / "robustness.json", BEHAVIOR | {"suite": text, "tests": tests})
+    doubts = [{"title": text, "text": text, "rows": [["", text], [text, "0.9"]]}, {"title": "", "text": "", "rows": []}]
+    write_json(run / "uncertainty.json", {"split": "test", "tables": doubts})
     for step, seconds in enumerate([10.0, 100.0, 5.0, 50.0]):  # killed after 100 s, resumed for 50 s
         append_jsonl(run / "metrics.jsonl", [{"kind": "train", "step": step, "seconds": seconds}])
     append_jsonl(run / "metrics.jsonl", [{"kind": "evaluation", "step": 3, "seconds": 9999.0}])
@@ -104,6 +106,7 @@ def test_a_card_states_what_the_run_does(config: Config, tmp_path: Path) -> None
         "Results on test (Films). Gaps are",
         "By Films: accuracy of tuned, and the gap to all other cases",
         "Expected calibration error (ece): 0.1250",
+        "Films. Films\n\n|  | Films |\n| --- | ---: |\n| Films | 0.9 |",
         "Time: 150 s (0.04 h) on 2 devices",
         "Energy: 0.025 kWh, an estimate: 300 W × 2 × 0.0417 h",
         "Texts have at most 64 tokens; longer ones are refused",
@@ -167,7 +170,7 @@ def test_no_text_of_a_run_breaks_its_card(evil: str, config: Config, tmp_path: P
 )
 def test_the_time_of_training(lines: list[Any], seconds: float, config: Config) -> None:
     rows = [{"kind": "train", "seconds": s, "tokens": t, "tokens_per_second": rate} for s, t, rate in lines]
-    facts = Facts(config, {}, {}, {"split": "", "sources": [], "groups": []}, None, rows, [])
+    facts = Facts(config, {}, {}, {"split": "", "sources": [], "groups": []}, None, None, rows, [])
     assert facts.seconds == pytest.approx(seconds)
 
 

@@ -6,16 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from instructrec_jax.answering.out_of_scope import (
-    SCORES,
-    Threshold,
-    TunedThreshold,
-    choose,
-    roc,
-    scope_score,
-    write_threshold,
-)
-from instructrec_jax.files import read_json
+from instructrec_jax.answering.out_of_scope import Threshold, TunedThreshold, choose, read_threshold, write_threshold
+from instructrec_jax.files import read_json, write_json
+from instructrec_jax.metrics.out_of_domain import OF_LOGITS, logit_score, roc
 
 
 def test_the_threshold_is_the_lowest_that_keeps_the_rate() -> None:
@@ -43,12 +36,6 @@ def test_thresholds_that_cannot_be() -> None:
         choose(roc(np.array([0.0]), np.array([2.0])), 1.5)
 
 
-def test_scores_of_scope() -> None:
-    logits = np.array([[2.0, 0.0], [9.0, 9.0]])
-    np.testing.assert_allclose(scope_score("max_probability", logits), [1 / (1 + np.exp(-2)), 0.5])
-    np.testing.assert_allclose(scope_score("negative_energy", logits), np.log(np.exp(logits).sum(-1)))
-
-
 def test_a_perfect_score_and_a_useless_one() -> None:
     assert roc(np.array([2.0, 3.0]), np.array([0.0, 1.0]))["auroc"] == 1
     useless = roc(np.ones(4), np.ones(4))
@@ -68,11 +55,22 @@ def test_a_threshold_lies_between_two_scores() -> None:
 def test_files_hold_what_is_returned(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     inside, outside = rng.normal(size=(40, 3)) * 3, rng.normal(size=(30, 3))
-    for name in SCORES:
-        found = write_threshold(tmp_path, inside, outside, name, 0.1)
+    scores = {name: (logit_score(name, inside), logit_score(name, outside)) for name in OF_LOGITS}
+    for name in OF_LOGITS:
+        found = write_threshold(tmp_path, scores, name, 0.1, "these weights")
         assert read_json(tmp_path / "threshold.json", Threshold) == found
         assert read_json(tmp_path / "threshold.json", TunedThreshold)["threshold"] == found["threshold"]
         assert (found["in_scope"], found["out_of_scope"], found["score"]) == (40, 30, name) and found["fpr"] <= 0.1
         curves = read_json(tmp_path / "roc.json", dict[str, dict[str, object]])
-        assert set(curves) == set(SCORES) and curves[name]["auroc"] == found["auroc"]
+        assert set(curves) == set(OF_LOGITS) and curves[name]["auroc"] == found["auroc"]
         assert (tmp_path / "roc.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_threshold_of_other_weights_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "threshold.json"
+    assert read_threshold(file, lambda: "now") is None
+    kept = {"score": "knn", "threshold": -0.5, "identity": "then"}
+    write_json(file, kept)
+    assert read_threshold(file, lambda: "then") == kept
+    with pytest.raises(ValueError, match="threshold.json was tuned for another checkpoint"):
+        read_threshold(file, lambda: "now")

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
@@ -22,6 +23,7 @@ class Oracle:
     """Knows the probabilities of a text: numbers separated by spaces, one line for each member."""
 
     labels = LABELS
+    run = SimpleNamespace(abstention=None)
 
     def __init__(self, members: int = 1):
         self.members, self.numbers = members, list[int]()

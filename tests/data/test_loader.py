@@ -1,73 +1,38 @@
 """Batches are a function of the step, however they are reached."""
 
 import itertools
-import json
-import threading
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from datasets import Dataset
+from numbered_batches import (
+    SIZE,
+    Noise,
+    assert_same,
+    contents,
+    gather,
+    gather_pairs,
+    noise,
+    row_target,
+    row_tokens,
+    tokens_of,
+)
 
 from instructrec_jax.data import loader as loader_module
-from instructrec_jax.data.batch import BatchTexts, PerText, Text
+from instructrec_jax.data.batch import BatchTexts, Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.fields import FieldMapper, FieldsConfig
-from instructrec_jax.data.loader import HostBatch, Loader, OwnRows, RowLoader, StreamLoader, StreamRowLoader
+from instructrec_jax.data.loader import Loader, OwnRows, RowLoader
 from instructrec_jax.data.mixture import Mixture
-from instructrec_jax.data.skipped import SkippedRow
 from instructrec_jax.data.sources import ListSource
-from instructrec_jax.data.stream import StreamSource
-
-SIZE = 23  # examples: no batch size below divides it
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Noise:
-    """Random numbers, to tell the draws of two batches apart."""
-
-    noise: PerText
-
-
-def tokens_of(number: int) -> np.ndarray:
-    return np.full(number % 9 + 1, number, np.int32)
-
-
-def gather(indices: np.ndarray, rng: np.random.Generator) -> BatchTexts:
-    noise = rng.integers(0, 1000, len(indices)).astype(np.int32)
-    return BatchTexts([Text(tokens_of(int(i))) for i in indices], Noise(noise))
 
 
 def make_loader(seed: int = 0, batch_size: int = 10) -> Loader:
     source = ListSource([Example(instruction=f"example {i}", id=str(i)) for i in range(SIZE)], "list")
     return Loader(Mixture([source], seed=seed).order, gather, batch_size, (16, 32), 2, seed)
-
-
-def contents(batch: HostBatch) -> list[int]:
-    """Numbers of the examples in a batch, in the order of the batch."""
-    texts, numbers = batch.batch.texts, batch.batch.text_numbers
-    rows, columns = np.nonzero((texts.segment_ids > 0) & (texts.positions == 0))
-    order = numbers[rows, texts.segment_ids[rows, columns] - 1]
-    return [int(n) for _, n in sorted(zip(order, texts.tokens[rows, columns], strict=True))]
-
-
-def noise(batch: HostBatch) -> list[int]:
-    """What was drawn for each text, in the order of the batch."""
-    numbers, drawn = batch.batch.text_numbers, batch.batch.own.noise
-    segments = np.arange(1, numbers.shape[1] + 1)
-    rows, columns = np.nonzero((batch.batch.texts.segment_ids[:, None] == segments[:, None]).any(-1))
-    return [int(value) for _, value in sorted(zip(numbers[rows, columns], drawn[rows, columns], strict=True))]
-
-
-def assert_same(first: HostBatch, second: HostBatch) -> None:
-    assert (first.tokens, first.shape) == (second.tokens, second.shape)
-    jax.tree.map(np.testing.assert_array_equal, first.batch, second.batch)
 
 
 def test_a_batch_depends_on_seed_and_step_alone() -> None:
@@ -142,26 +107,12 @@ def test_an_error_while_prefetching_arrives() -> None:
 # ------------------------------------------------------------------ batches of rows
 
 
-def row_tokens(number: int) -> np.ndarray:
-    return np.full(3 * (number % 9) + 2, number, np.int32)
-
-
-def row_target(number: int) -> np.ndarray:
-    return np.full(number % 4 + 1, number, np.int32)
-
-
 LENGTHS = np.array([len(row_tokens(number)) for number in range(SIZE)])
 TARGET_LENGTHS = np.array([len(row_target(number)) for number in range(SIZE)])
 
 
 def gather_rows(indices: np.ndarray, rng: np.random.Generator) -> BatchTexts:
     return BatchTexts([Text(row_tokens(int(i))) for i in indices], gather(indices, rng).own)
-
-
-def gather_pairs(indices: np.ndarray, rng: np.random.Generator) -> BatchTexts:
-    """Targets of other lengths than their texts, with the same tokens."""
-    texts = [Text(row_tokens(int(i)), target=row_target(int(i))) for i in indices]
-    return BatchTexts(texts, gather(indices, rng).own)
 
 
 def make_row_loader(
@@ -316,82 +267,3 @@ def test_only_the_texts_of_own_rows_are_gathered(kind: str) -> None:
                     np.testing.assert_array_equal(one[process], other[process])
         assert found == len(of_step)
         asked.clear()
-
-
-# ------------------------------------------------------------------ streams
-
-
-def make_stream(shuffle_block: int = 4) -> StreamSource:
-    rows = Dataset.from_dict({"instruction": [f"text {i}" for i in range(SIZE)], "id": [str(i) for i in range(SIZE)]})
-    dataset = rows.to_iterable_dataset(num_shards=2)
-    return StreamSource(dataset, FieldMapper(FieldsConfig(output=None)), "stream", shuffle_block=shuffle_block, seed=3)
-
-
-def gather_examples(examples: list[Example], rng: np.random.Generator) -> BatchTexts:
-    return gather(np.array([int(example.id) for example in examples]), rng)
-
-
-def make_stream_loader() -> StreamLoader:
-    return StreamLoader(make_stream(), gather_examples, 5, (16, 32), 2, 0)
-
-
-def test_a_stream_goes_on_from_every_position() -> None:
-    batches = list(make_stream_loader().batches(0, 15))
-    position = None
-    for step in range(15):
-        # Each run starts from the position that the run before it had after one batch.
-        resumed = list(make_stream_loader().batches(step, 15, position))
-        for ours, theirs in zip(resumed, batches[step:], strict=True):
-            assert_same(ours, theirs)
-        position = json.loads(json.dumps(resumed[0].position))  # as a checkpoint keeps it
-
-
-def test_epochs_of_a_stream_follow_one_another() -> None:
-    seen = [number for batch in make_stream_loader().batches(0, 14) for number in contents(batch)]
-    assert sorted(seen[:SIZE]) == sorted(seen[SIZE : 2 * SIZE]) == sorted(seen[2 * SIZE : 3 * SIZE])
-    assert sorted(seen[:SIZE]) == list(range(SIZE)) and seen[:SIZE] != seen[SIZE : 2 * SIZE]
-
-
-def test_a_stream_of_pairs() -> None:
-    def gather_examples(examples: list[Example], rng: np.random.Generator) -> BatchTexts:
-        return gather_pairs(np.array([int(example.id) for example in examples]), rng)
-
-    loader = StreamLoader(make_stream(), gather_examples, 5, (32, 64), 2, 0, target_buckets=(8, 16))
-    seen = [number for batch in loader.batches(0, 14) for number in contents(batch)]
-    assert sorted(seen[:SIZE]) == list(range(SIZE))
-
-
-def test_a_stream_cannot_resume_without_a_position() -> None:
-    with pytest.raises(ValueError, match="position"):
-        next(make_stream_loader().batches(3, 5))
-
-
-def make_stream_rows(encode: Callable[[list[Example]], list[Text]], stream: StreamSource) -> StreamRowLoader:
-    def gather_texts(texts: list[Text], rng: np.random.Generator) -> BatchTexts:
-        return BatchTexts(texts, Noise(rng.integers(0, 1000, len(texts)).astype(np.int32)))
-
-    rows = {"batch_rows": 1, "window": 8, "length": 16, "target_length": None, "seed": 0}
-    return StreamRowLoader(stream, encode, lambda text: text, gather_texts, **rows)
-
-
-def test_the_next_window_is_encoded_while_one_is_used() -> None:
-    """Its error and its bad rows wait until it is due."""
-    encoded, second = list[int](), threading.Event()
-    stream = make_stream()
-
-    def encode(examples: list[Example]) -> list[Text]:
-        encoded.append(len(examples))
-        stream.know_skipped([SkippedRow(f"window {len(encoded)}", "", "", "")])
-        if len(encoded) == 2:
-            second.set()
-            raise ValueError("a bad window")
-        return [Text(tokens_of(int(example.id))) for example in examples]
-
-    with closing(make_stream_rows(encode, stream).batches(0, 50)) as batches:
-        assert next(batches).position["taken"] == 1  # type: ignore[index]
-        assert second.wait(60), "only one batch of the first window was taken"
-        assert [row.where for row in stream.skipped] == ["window 1"]
-        with pytest.raises(ValueError, match="a bad window"):
-            while (batch := next(batches)).position:
-                last = batch
-    assert last.position["taken"] == 0, "every batch of the first window came"  # type: ignore[index]

@@ -160,7 +160,7 @@ def test_answers_to_targets_come_back_to_their_texts(per_token: bool, monkeypatc
             np.testing.assert_array_equal(output, np.stack([np.full(len(label), total), text.target, label], -1))
         else:
             assert output == total
-    assert len({shape for shape, _ in shapes}) == len(shapes) == 2  # one shape for each bucket
+    assert shapes == {((4, 64), (4, 64))}  # one shape for all texts of a call
 
 
 def test_a_ladder_of_shapes_is_known_before() -> None:
@@ -192,3 +192,25 @@ def test_a_ladder_of_shapes_is_known_before() -> None:
     run([Text(np.ones(9, np.int32))] * 2)
     run([Text(np.ones(20, np.int32))] * 3)
     assert shapes == [(1, 32), (4, 32)]
+
+
+def test_calls_of_any_number_of_texts_share_two_shapes() -> None:
+    """One row or all of them, in rows as long as the longest text needs, but not shorter than 64 tokens."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    shapes = list[tuple[int, ...]]()
+
+    def step(params: None, batch: Batch) -> np.ndarray:
+        tokens, segments = (np.asarray(each) for each in (batch.texts.tokens, batch.texts.segment_ids))
+        shapes.append(tokens.shape)
+        return np.stack([np.where(segments == n, tokens, 0).max(axis=1) for n in range(1, tokens.shape[1] // 8 + 1)], 1)
+
+    run = make_predict(step, None, mesh=mesh, buckets=(32, 64, 128), per_token=False)  # type: ignore[arg-type]
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 5, 20, 60, 300, 700):
+        texts = [Text(np.full(rng.integers(1, 20 if count < 9 else 64), n + 1, np.int32)) for n in range(count)]
+        assert [int(output) for output in run(texts)] == list(range(1, count + 1))
+    assert set(shapes) == {(1, 64), (64, 64)}
+    shapes.clear()
+    run([Text(np.ones(100, np.int32)), Text(np.ones(3, np.int32))])
+    assert shapes == [(1, 128)]
+    assert run([]) == []

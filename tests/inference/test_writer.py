@@ -113,7 +113,7 @@ def test_bad_prompts_are_named_before_anything_is_written() -> None:
 def test_a_task_that_writes_no_text_is_named() -> None:
     with pytest.raises(TypeError, match="SimpleNamespace"):
         open_writer(SimpleNamespace(), None, None)  # type: ignore[arg-type, type-var]
-    task = SimpleNamespace(context=SimpleNamespace(folder=None), ends=(), suppressed=(), blank=None)
+    task = SimpleNamespace(context=SimpleNamespace(folder=None), ends=(), suppressed=(), blank=None, answer_texts=None)
     task.view = lambda network: network
     with pytest.raises(ValueError, match="folder"):
         open_writer(task, None, None)  # type: ignore[arg-type, type-var]

@@ -9,13 +9,14 @@ from instructrec_jax.ranking import baselines
 from instructrec_jax.ranking.baselines import (
     BM25,
     BPR,
+    EASE,
     CoOccurrence,
+    ItemKNN,
     Markov,
     Popularity,
     Random,
     _adagrad,
     counts_of,
-    tuned_bpr,
     words,
 )
 
@@ -263,21 +264,60 @@ def test_bad_input(histories):
         BM25(["a"]).fit([], 2)
 
 
-def test_bpr_is_tuned_on_validation_items(monkeypatch):
-    """Two groups of users with their own items: settings that learn them beat settings that learn nothing."""
-    rng = np.random.default_rng(0)
-    whole = [rng.permutation(10)[:7] + 10 * (user % 2) for user in range(60)]
-    train, validation = [items[:5] for items in whole], [items[5:] for items in whole]
-    monkeypatch.setattr("instructrec_jax.ranking.baselines.BPR_GRID", ((4, 100.0), (4, 0.03), (8, 100.0)))
-    tuned = tuned_bpr(train, validation, 20)
-    assert (tuned.size, tuned.regularization) == (4, 0.03)
-    fitted = BPR(size=4, regularization=0.03).fit(train, 20)
-    np.testing.assert_array_equal(tuned.factors, fitted.factors)  # on all training items, and the same each time
-    nothing = [np.empty(0, np.int32)] * len(train)
-    assert tuned_bpr(train, nothing, 20).size == BPR().size
-    late = tuned_bpr([*train, *nothing], [*nothing, *whole], 20)  # users of their own to validate on
-    assert late.regularization == 0.03
-    assert tuned_bpr([], [], 20).score([[1]]).shape == (1, 20)
+def binary(sequences):
+    held = np.zeros((len(sequences), ITEMS))
+    for user, sequence in enumerate(sequences):
+        held[user, sequence] = 1
+    return held
+
+
+def weights_of(histories, decay):
+    weights = np.zeros((len(histories), ITEMS))
+    for case, history in enumerate(histories):
+        for place, item in enumerate(reversed(history)):
+            weights[case, item] = decay**place
+    return weights
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_ease_is_the_best_linear_autoencoder(sequences, histories, decay):
+    """Its weights minimize |X − XB|² + λ|B|² with a diagonal of zeros: each column is a ridge regression."""
+    held, regularization = binary(sequences), 3.0
+    wanted = np.zeros((ITEMS, ITEMS))
+    for item in range(ITEMS):
+        others = np.delete(np.arange(ITEMS), item)
+        of_others = held[:, others]
+        gram = of_others.T @ of_others + regularization * np.eye(ITEMS - 1)
+        wanted[others, item] = np.linalg.solve(gram, of_others.T @ held[:, item])
+    model = EASE(regularization, decay).fit(sequences, ITEMS)
+    np.testing.assert_allclose(model.weights, wanted, atol=1e-12)
+    scores = model.score(histories)
+    np.testing.assert_allclose(scores, weights_of(histories, decay) @ wanted, atol=1e-8)
+    assert scores[0].argmax() == held.sum(0).argmax()  # an empty history: popularity
+
+
+@pytest.mark.parametrize(("neighbors", "decay"), [(ITEMS, 1.0), (3, 0.7)])
+def test_item_knn_against_loops(sequences, histories, neighbors, decay):
+    held, shrink = binary(sequences), 2.0
+    counts, similar = held.sum(0), np.zeros((ITEMS, ITEMS))
+    for a in range(ITEMS):
+        for b in range(ITEMS):
+            if a != b:
+                similar[a, b] = (held[:, a] * held[:, b]).sum() / (math.sqrt(counts[a] * counts[b]) + shrink)
+    for row in similar:  # of equal ones, those of the lowest numbers
+        row[np.argsort(-row, kind="stable")[neighbors:]] = 0
+    scores = ItemKNN(neighbors, shrink, decay).fit(sequences, ITEMS).score(histories)
+    np.testing.assert_allclose(scores, weights_of(histories, decay) @ similar.T, atol=1e-8)
+
+
+def test_repeated_and_missing_items():
+    sequences = [[0, 0, 1], [], [1, 0]]
+    once = [[0, 1], [], [1, 0]]
+    for make in (EASE, ItemKNN):
+        scores = make().fit(sequences, 4).score([[0], []])
+        np.testing.assert_array_equal(scores, make().fit(once, 4).score([[0], []]))
+        assert np.isfinite(scores).all() and scores[0, 1] == scores[0].max()
+        assert np.isfinite(make().fit([], 4).score([[], [1]])).all()
 
 
 def test_bm25_of_texts_without_words():

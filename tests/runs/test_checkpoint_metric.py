@@ -4,8 +4,17 @@ import pytest
 from tiny_runs import changed
 
 from instructrec_jax.data.sources import SourceConfig
-from instructrec_jax.runs.checkpoint_metric import chosen_metric, evaluation_failed, measure_of
+from instructrec_jax.runs.checkpoint_metric import (
+    RANKER_PATIENCE,
+    chosen_metric,
+    evaluation_failed,
+    measure_of,
+    patience_of,
+)
 from instructrec_jax.runs.config import Config
+from instructrec_jax.tasks.ranking.retrieval import RetrievalConfig
+from instructrec_jax.tasks.ranking.sequence import SequenceConfig
+from instructrec_jax.tasks.text.classification import ClassificationConfig
 
 
 def test_a_metric_that_the_task_does_not_compute_is_named_with_those_it_does() -> None:
@@ -24,6 +33,14 @@ def test_values_of_other_metrics_or_cases_are_not_compared() -> None:
     }
     assert len(measures) == 4
     assert measure_of(changed(config, steps=7, evaluation__patience=1), "loss") == measure_of(config, "loss")
+
+
+def test_rankers_of_a_catalogue_stop_early_by_default() -> None:
+    assert patience_of(changed(Config(), task=ClassificationConfig())) is None
+    for task in (SequenceConfig(), RetrievalConfig()):
+        ranker = changed(Config(), task=task)
+        assert patience_of(ranker) == RANKER_PATIENCE
+        assert patience_of(changed(ranker, evaluation__patience=2)) == 2
 
 
 def test_a_failed_evaluation_keeps_the_kind_of_its_error() -> None:

@@ -15,6 +15,7 @@ from instructrec_jax.data.skipped import read_skipped
 from instructrec_jax.evaluation import charts, report
 from instructrec_jax.files import read_json, write_json, write_jsonl, write_text
 from instructrec_jax.runs.directory import read_record
+from instructrec_jax.runs.kept_calibration import read_calibration
 from instructrec_jax.runs.model import frozen_fingerprint
 from instructrec_jax.training.tracking import read_metrics
 
@@ -53,6 +54,25 @@ CASES: dict[str, tuple[Any, Callable[[Path], Any]]] = {
     "fusions.json": (
         {"hybrid: bm25": {"name": "bm25", "weight": 0.5, "k": None, "validation_cases": 9, "checkpoints": [30]}},
         lambda run: read_fusions(run / "fusions.json"),
+    ),
+    "calibration.json": (
+        {
+            "way": "temperature",
+            "labels": ["a", "b"],
+            "scale": [0.5],
+            "bias": [0.0],
+            "checkpoint": 30,
+            "weights": "0f",
+            "data": "0f",
+            "cases": 9,
+            "before": {"nll": 1.0, "ece": 0.5},
+            "after": {"nll": 0.9, "ece": 0.1},
+        },
+        lambda run: read_calibration(run, ["a", "b"], lambda: 30, lambda: "0f"),
+    ),
+    "uncertainty.json": (
+        {"split": "test", "tables": [{"title": "a", "text": "b", "rows": [["x", "y"], ["1", "2"]]}]},
+        report.write_report,
     ),
     "threshold.json": (
         {"score": "max_probability", "threshold": 0.5, "fpr": 0.1},

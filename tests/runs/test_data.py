@@ -153,7 +153,8 @@ def test_training_data_tell_their_size(tmp_path: Path) -> None:
     found = RunData(config_of(tmp_path)).training(Stub(), 2)
     tokens = sum(2 + n % 3 for n in range(10))
     assert (found.tokens, found.epoch_steps, found.step_size) == (tokens, 2.5, "4 examples")
-    assert found.describe() == f"10 examples with {tokens} tokens; 2.5 steps per epoch"
+    shape = "2 rows of 32 tokens (81.9% padding)"
+    assert found.describe() == f"10 examples with {tokens} tokens in batches of {shape}; 2.5 steps per epoch"
     seen = [batch.tokens for batch in found.batches(0, 5, None)]
     assert sum(seen) == 2 * tokens  # twenty examples
     packed = RunData(config_of(tmp_path, data__batch_size=None, data__batch_rows=2, data__max_length=8)).training(

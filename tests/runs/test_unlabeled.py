@@ -19,7 +19,7 @@ from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config, load, to_yaml
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.training_data import TrainingData
-from instructrec_jax.runs.unlabeled import SHAPED_BY, UnlabeledBatches
+from instructrec_jax.runs.unlabeled import UnlabeledBatches
 from instructrec_jax.training.semi_supervised import SemiSupervisedConfig
 
 AUGMENT = AugmentConfig(delete=0.3, swap=0.3, copies=2)
@@ -80,7 +80,7 @@ def test_a_pass_has_each_example_once_beside_the_next_of_its_copies(checkpoint: 
 def test_both_views_of_a_text_lie_in_one_place_of_few_shapes(checkpoint: Path, tmp_path: Path) -> None:
     training, _, _ = opened(config_of(checkpoint, tmp_path), multiple=2)
     shapes = set()
-    for host in training.batches(0, SHAPED_BY, None):
+    for host in training.batches(0, 16, None):
         views = host.batch.unlabeled
         assert views is not None and host.views == views.weak.texts.tokens.shape == views.strong.texts.tokens.shape
         np.testing.assert_array_equal(views.weak.own.weights, views.strong.own.weights)

@@ -19,8 +19,8 @@ from PIL import Image
 from tiny_runs import untrained_run
 
 from instructrec_jax.answering.drawing import Drawer
+from instructrec_jax.distributed.compilations import Compilations
 from instructrec_jax.service.app import make_app
-from instructrec_jax.service.compilations import Compilations
 from instructrec_jax.service.models import open_service
 from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig
 from instructrec_jax.tasks import TextToImageConfig

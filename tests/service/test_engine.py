@@ -18,9 +18,9 @@ from instructrec_jax.backbones.row_images import RowImages
 from instructrec_jax.data.media.media_reader import MediaReader
 from instructrec_jax.data.media.picture import Picture
 from instructrec_jax.data.media.text_images import TextImages
+from instructrec_jax.distributed.compilations import Compilations
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.inference.writer import Writer
-from instructrec_jax.service.compilations import Compilations
 from instructrec_jax.service.engine import Engine, EngineSettings, QueueFull
 from instructrec_jax.service.stream import Piece, Stream
 

@@ -30,10 +30,10 @@ from instructrec_jax.answering.records import Skipped
 from instructrec_jax.answering.rolling import Band
 from instructrec_jax.answering.watch import Feed, watch
 from instructrec_jax.compression.quantization import Quantization
+from instructrec_jax.distributed.compilations import Compilations
 from instructrec_jax.files import write_jsonl
 from instructrec_jax.runs.directory import RunLock
 from instructrec_jax.service.app import make_app
-from instructrec_jax.service.compilations import Compilations
 from instructrec_jax.service.models import Service, open_service
 from instructrec_jax.service.server import with_films
 from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig, WatchConfig

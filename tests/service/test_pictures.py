@@ -18,9 +18,9 @@ from tiny_pictures import png
 from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.data.example import Example, Message
 from instructrec_jax.data.media.picture import picture
+from instructrec_jax.distributed.compilations import Compilations
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.service.app import make_app
-from instructrec_jax.service.compilations import Compilations
 from instructrec_jax.service.engine import EngineSettings
 from instructrec_jax.service.errors import ServiceError
 from instructrec_jax.service.models import open_service

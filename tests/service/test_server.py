@@ -29,13 +29,14 @@ from fastapi import FastAPI, Request, Response
 from jax.experimental.compilation_cache import compilation_cache
 from serving import Serving, key_file
 
+from instructrec_jax.distributed.program_cache import keep_programs
 from instructrec_jax.evaluation import predictor
 from instructrec_jax.service.connections import protocol
 from instructrec_jax.service.door import Door, Guarded
 from instructrec_jax.service.errors import Contained
 from instructrec_jax.service.exchange import Observed
 from instructrec_jax.service.models import open_service
-from instructrec_jax.service.server import Server, check_address, check_tls, keep_programs, listener, read_settings
+from instructrec_jax.service.server import Server, check_address, check_tls, listener, read_settings
 from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig
 
 PATIENCE = 60.0
@@ -88,7 +89,7 @@ def test_the_next_start_compiles_nothing(checkpoint: Path, tmp_path: Path, monke
 
     jax.monitoring.register_event_listener(listen := lambda event, **kwargs: asked.update([event.rpartition("/")[2]]))
     try:
-        keep_programs(ServeConfig(cache=str(tmp_path)))
+        keep_programs(tmp_path)
         compilation_cache.reset_cache()  # opens the new folder
         first, second = start(), start()
     finally:

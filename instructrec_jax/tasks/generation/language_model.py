@@ -38,6 +38,7 @@ from instructrec_jax.data.prompts import (
     written,
 )
 from instructrec_jax.inference.generation_config import GenerationConfig
+from instructrec_jax.inference.text import TokenTexts
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.tasks.answers import Answer, TextAnswer
 from instructrec_jax.tasks.averaging import Judged, OutputKind
@@ -110,10 +111,11 @@ class LanguageModelTask(Task):
     reads = "conversation"
     generation = GenerationConfig()  # of `answers`
     suppressed: tuple[int, ...] = ()  # tokens that no answer has
-    blank: int | None = None  # see `inference.generation_config.TokenRules`
+    blank: int | tuple[int, ...] | None = None  # see `inference.generation_config.TokenRules`
 
     def __init__(self, config: LanguageModelConfig, context: TaskContext):
         self.config, self.context, self.tokenizer = config, context, context.tokenizer
+        self.answer_texts: TokenTexts = self.tokenizer
         self.is_pair = context.kind == "encoder_decoder"
         if context.kind == "encoder":
             raise ValueError(
@@ -242,17 +244,20 @@ class LanguageModelTask(Task):
         sources = tokenize([self.prompt_of(example) for example in examples], names, self.context)
         answers = [conversation(example)[-1].content for example in examples]
         encoded: list[Encoded[NextTokens] | None] = []
-        most = self._longest_target
-        targets = self.tokenizer(text_target=answers, truncation=False, verbose=False)["input_ids"]
-        for example, name, text, ids in zip(examples, names, sources, targets, strict=True):
-            ids = ids if ids[-1:] == [self.tokenizer.eos_token_id] else [*ids, self.tokenizer.eos_token_id]
-            if text is None or len(ids) > most and self._is_dropped(len(ids), name):
+        for example, name, text, ids in zip(examples, names, sources, self.answer_tokens(answers), strict=True):
+            if text is None or len(ids) > self._longest_target and self._is_dropped(len(ids), name):
                 continue
-            labels = np.array(ids[:most], np.int32)
+            labels = np.array(ids[: self._longest_target], np.int32)
             target = np.array([self.context.decoder_start_token_id, *labels[:-1]], np.int32)
             text = Text(text.tokens, text.types, target)
             encoded.append(Encoded(text, NextTokens(labels, np.ones_like(labels)), example))
         return encoded
+
+    def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
+        """The tokens of an encoder–decoder's answers, with their end."""
+        end = self.tokenizer.eos_token_id
+        written = self.tokenizer(text_target=list(answers), truncation=False, verbose=False)["input_ids"]
+        return [ids if ids[-1:] == [end] else [*ids, end] for ids in written]
 
     def _is_dropped(self, length: int, name: str) -> bool:
         """Whether a too long answer is dropped; truncate left and right both remove its end."""
@@ -397,15 +402,16 @@ class LanguageModelTask(Task):
         They are scored on the same tokens as the model, teacher-forced. An unseen token has its share of a uniform
         distribution over the tokenizer's vocabulary.
         """
+        words, own = max(self.tokenizer.get_vocab().values()) + 1, self.context.answer_vocabulary
+        first_answer = 0 if own is None else words
         if self._fitted[0] is not train:
-            size = max(self.tokenizer.get_vocab().values()) + 1
-            texts = [_whole(e)[0] for e in train]
+            texts = [_whole(e, first_answer)[0] for e in train]
             orders = {"unigram": 1, f"{NGRAM_ORDER}-gram": NGRAM_ORDER}
-            self._fitted = train, {name: KneserNey(texts, order, size) for name, order in orders.items()}
+            self._fitted = train, {name: KneserNey(texts, order, words + (own or 0)) for name, order in orders.items()}
         tokens: list[int] = []
         losses: dict[str, list[float]] = {name: [] for name in self._fitted[1]}
         for first in range(0, len(test), WINDOW):
-            whole = [_whole(e) for e in test[first : first + WINDOW]]
+            whole = [_whole(e, first_answer) for e in test[first : first + WINDOW]]
             tokens += [len(places) for _, places in whole]
             for name, model in self._fitted[1].items():
                 each = model.log_probabilities([text for text, _ in whole])
@@ -445,12 +451,12 @@ def _labels(encoded: Sequence[Encoded[NextTokens]]) -> TokenLabels:
     return TokenLabels(end_to_end([e.target.labels for e in encoded]), supervised)
 
 
-def _whole(encoded: Encoded[NextTokens]) -> tuple[np.ndarray, np.ndarray]:
-    """All tokens of an example (prompt and answer), and the positions of the supervised ones."""
+def _whole(encoded: Encoded[NextTokens], first_answer: int) -> tuple[np.ndarray, np.ndarray]:
+    """All tokens of an example (prompt and answer, counted from `first_answer`), and the places of supervised ones."""
     labels, places = encoded.target.labels, np.flatnonzero(encoded.target.supervised)
     if encoded.text.target is None:
         return encoded.text.tokens, places + 1
-    return np.concatenate([encoded.text.tokens, labels]), places + len(encoded.text.tokens)
+    return np.concatenate([encoded.text.tokens, labels + first_answer]), places + len(encoded.text.tokens)
 
 
 def _scores(
@@ -470,8 +476,7 @@ def _scores(
     def metrics(chosen: np.ndarray, label: str) -> dict[str, float]:
         count = tokens[chosen].sum()
         found = {f"loss{label}": float(totals[chosen].sum() / count)}
-        if not label:
-            found["perplexity"] = float(np.exp(found["loss"]))
+        found |= {} if label else {"perplexity": float(np.exp(found["loss"]))}
         if right is not None:
             found[f"token accuracy{label}"] = float(right[chosen].sum() / count)
         return found
@@ -480,9 +485,8 @@ def _scores(
     names = sorted(set(tasks.tolist()))
     for name in names if len(names) > 1 else []:
         result |= metrics(tasks == name, f" ({name or 'no task'})")
-    of_some = CorpusMetric(lambda some: float(totals[some].sum() / tokens[some].sum()), len(tokens))
-    cases, records = {"loss": totals / tokens.mean()}, Mapped(_record, encoded, totals, tokens)
-    scores = Scores(result, cases, records, corpus={"loss": of_some})
+    own = {"loss": CorpusMetric(lambda some: float(totals[some].sum() / tokens[some].sum()), len(tokens))}
+    scores = Scores(result, {"loss": totals / tokens.mean()}, Mapped(_record, encoded, totals, tokens), corpus=own)
     return scores.owned_by(owners_of(examples_of(encoded)))
 
 

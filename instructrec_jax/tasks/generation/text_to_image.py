@@ -1,4 +1,8 @@
-"""Text to image: a language model writes the codes of an image tokenizer, as DALL·E does (Ramesh et al., 2021)."""
+"""Text to image: a language model writes the codes of an image tokenizer, as DALL·E does (Ramesh et al., 2021).
+
+The codes are tokens `<code_N>` of the language model's tokenizer or, of an encoder–decoder that draws (DalleBart),
+those of its decoder's own vocabulary.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructrec_jax.adapters.soft_targets import SoftOutputs
+from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.layers import DropoutKeys, keep_mask, segment_keys
 from instructrec_jax.data.batch import Batch
 from instructrec_jax.data.example import Example
@@ -24,7 +29,8 @@ from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.ranking import Ranks, hit_rate
 from instructrec_jax.tasks.answers import ImageAnswer, Shown, ShownOutput
 from instructrec_jax.tasks.base import Encoded, LossInputs, Network, Task, TaskConfig, TaskContext, name_of
-from instructrec_jax.tasks.generation.image_codec import FOLDER, ImageCodec
+from instructrec_jax.tasks.generation.caption_text import normalized
+from instructrec_jax.tasks.generation.image_codec import FOLDER, CodeTexts, ImageCodec, text_of_codes
 from instructrec_jax.tasks.generation.image_judge import CANDIDATES, ImageJudge
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask, NextTokens
 from instructrec_jax.tasks.objective import Choice, Objective
@@ -74,16 +80,17 @@ class TextToImageTask(LanguageModelTask):
             raise ValueError("task.train_on all is for texts: set completions, to learn the codes of images.")
         assert context.folder is not None
         self.codec = ImageCodec.find(context.folder, config.tokenizer)
-        self.first_code = self._first_code()
+        self.normalizes = bool(getattr(read_config(context.folder), "normalize_text", False))
+        own = context.answer_vocabulary
+        if own is None:
+            self.first_code = self._first_code()
+            self.blank = self._blank() if config.blank_prompts else None
+        else:
+            self._draw_with(own)
         last = self.first_code + self.codec.spec.code_count
-        pad = self.tokenizer.pad_token_id
-        if config.blank_prompts:
-            self.blank = self.tokenizer.eos_token_id if pad is None else pad
-            if self.blank is None:
-                raise ValueError("the tokenizer has neither a pad_token nor an eos_token for blank prompts: add one.")
-        words = range(context.vocab_size or len(self.tokenizer))
+        words = range(own or context.vocab_size or len(self.tokenizer))
         self.suppressed = tuple(n for n in words if not self.first_code <= n < last)
-        if not config.blank_prompts and config.guidance_scale != 1:
+        if self.blank is None and config.guidance_scale != 1:
             raise ValueError(
                 f"task.guidance_scale is {config.guidance_scale:g}, but task.blank_prompts is 0, so the network never "
                 "learns without prompts: set guidance_scale to 1, or blank_prompts to 0.1."
@@ -93,6 +100,36 @@ class TextToImageTask(LanguageModelTask):
                 temperature=config.temperature, guidance_scale=config.guidance_scale, seed=context.seed, batch_size=32
             )
         )
+
+    def _blank(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        blank: int | None = self.tokenizer.eos_token_id if pad is None else pad
+        if blank is None:
+            raise ValueError("the tokenizer has neither a pad_token nor an eos_token for blank prompts: add one.")
+        return blank
+
+    def _draw_with(self, vocabulary: int) -> None:
+        """Notes that codes are tokens of the decoder's own vocabulary, whose images have no end.
+
+        Its blank prompt is that of dalle-mini, the empty text, whatever the length of the prompt.
+        """
+        spec, limit = self.codec.spec, self.context.answer_limit or 0
+        if spec.codes != limit or spec.code_count >= vocabulary:
+            raise ValueError(
+                f"{self.codec.folder} makes {spec.codes:,} codes of an image, of {spec.code_count:,}, but the network "
+                f"writes {limit:,} of up to {vocabulary - 1:,} (image_length and image_vocab_size in config.json): "
+                "name the image tokenizer that it was trained with."
+            )
+        if self.config.max_target_length not in (None, spec.codes):
+            raise ValueError(
+                f"task.max_target_length is {self.config.max_target_length}, but an image has {spec.codes:,} codes: "
+                "leave it out."
+            )
+        self._longest_target = self.max_target_length = spec.codes
+        self.answer_texts, self.first_code = CodeTexts(), 0
+        self.blank = tuple(self.tokenizer("")["input_ids"])
+        if not self.blank:
+            raise ValueError("the tokenizer makes no tokens of an empty text, which stands for blank prompts.")
 
     @cached_property
     def judge(self) -> ImageJudge | None:
@@ -129,8 +166,21 @@ class TextToImageTask(LanguageModelTask):
 
     # ---------------------------------------------------------------- codes as text
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        return super().ends if self.context.answer_vocabulary is None else ()
+
+    def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
+        if self.context.answer_vocabulary is None:
+            return super().answer_tokens(answers)
+        return [self.codes_in(text) for text in answers]
+
+    def prompt_of(self, example: Example) -> str:
+        text = super().prompt_of(example)
+        return normalized(text) if self.normalizes else text
+
     def written(self, codes: Sequence[int] | np.ndarray) -> str:
-        return "".join(f"<code_{code}>" for code in np.asarray(codes).tolist())
+        return text_of_codes(np.asarray(codes).tolist())
 
     def codes_in(self, text: str) -> list[int]:
         """The inverse of `written`. Raises ValueError for another text."""
@@ -151,8 +201,13 @@ class TextToImageTask(LanguageModelTask):
         return [replace(e, example=own[id(e.example)]) for e in super().encode(trained)]
 
     def _image(self, example: Example, name: str) -> Picture | None:
-        """The target; None where the output has its codes already. Raises ValueError, with the example's name."""
+        """The target; None where the output has its codes already. Raises ValueError, with the example's name.
+
+        A prompt that cannot be normalized is met here, too.
+        """
         try:
+            if self.normalizes:
+                normalized(example.instruction)
             if example.images:
                 if len(example.images) > 1:
                     raise ValueError(f"it has {len(example.images)} pictures, but one is drawn: make rows of them.")
@@ -182,6 +237,7 @@ class TextToImageTask(LanguageModelTask):
         """The batch with blank prompts: whether a text's is depends on its dropout key, so on (seed, step, example).
 
         A blank prompt has the length of the prompt, so what the network learns without prompts still depends on that.
+        One that is an empty text stands at the prompt's beginning, and the rest becomes padding.
         """
         if keys is None or self.blank is None:
             return batch
@@ -191,6 +247,12 @@ class TextToImageTask(LanguageModelTask):
         is_blank = ~keep_mask(own.tokens, self.config.blank_prompts)
         is_blank = jnp.take_along_axis(is_blank, jnp.maximum(segments - 1, 0), axis=1) & (segments > 0)
         tokens = jnp.asarray(texts.tokens)
+        if not isinstance(self.blank, int):  # an encoder's texts, which have no codes
+            empty, places = jnp.array(self.blank, jnp.int32), jnp.asarray(texts.positions)
+            fits = places < len(empty)
+            tokens = jnp.where(is_blank & fits, empty[jnp.minimum(places, len(empty) - 1)], tokens)
+            segments = jnp.where(is_blank & ~fits, 0, segments)
+            return replace(batch, texts=replace(texts, tokens=tokens, segment_ids=segments))
         place = tokens - self.first_code
         is_code = (place >= 0) & (place < self.codec.spec.code_count)
         return replace(batch, texts=replace(texts, tokens=jnp.where(is_blank & ~is_code, self.blank, tokens)))

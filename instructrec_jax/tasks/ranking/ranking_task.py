@@ -16,14 +16,12 @@ from instructrec_jax.data.prompts import question, render
 from instructrec_jax.data.storage import digest_of_texts
 from instructrec_jax.ranking.baselines import (
     BM25,
-    BPR,
     Baseline,
     CoOccurrence,
     Markov,
     Popularity,
     Random,
     counts_of,
-    tuned_bpr,
 )
 from instructrec_jax.ranking.candidates import Asked, Candidates, candidates_for, check_protocol
 from instructrec_jax.ranking.catalogue import Catalogue, Splits, has_splits
@@ -37,6 +35,7 @@ from instructrec_jax.ranking.evaluation import (
     main_metric,
 )
 from instructrec_jax.ranking.positions import position_report
+from instructrec_jax.ranking.tuned_baselines import TUNED, tuned_fits
 from instructrec_jax.tasks.answers import CaseRecord, ItemsAnswer, RankedItem, Shown
 from instructrec_jax.tasks.averaging import Judged, OutputKind
 from instructrec_jax.tasks.base import Encoded, Task, TaskConfig, TaskContext, examples_of
@@ -397,9 +396,11 @@ class RankingTask(Task):
 
     def baselines(self, train: Sequence[Encoded[Target]], test: Sequence[Encoded[Target]]) -> dict[str, Scores]:
         """Random order, BM25 on the text and, with training interactions in the catalogue's folder, popularity, Markov,
-        co-occurrence (coKNN) and BPR."""
+        co-occurrence (coKNN) and what `ranking.tuned_baselines` tunes."""
         scores = {name: self.score_with(self.baseline_scores(name, test), test) for name in self._baselines}
-        return {name: replace(each, note=NOTES.get(name, "")) for name, each in scores.items()}
+        found = {name: replace(each, note=NOTES.get(name, "")) for name, each in scores.items()}
+        left_out = set() if self.splits is None else set(TUNED) - set(found)
+        return found | {name: Scores({}, note="not fitted: too many items") for name in left_out}
 
     def baseline_scores(self, name: str, encoded: Sequence[Encoded[Target]]) -> Callable[[slice], np.ndarray]:
         """Scores of a baseline, in the form of `score_items`. Raises ValueError for an unknown name."""
@@ -428,7 +429,7 @@ class RankingTask(Task):
         if splits is not None:
             for baseline in (Popularity(), Markov(), CoOccurrence(), CoOccurrence(divide_by="source")):
                 fits[baseline.name] = partial(baseline.fit, splits.train, size)
-            fits[BPR.name] = lambda: tuned_bpr(splits.train, splits.validation, size)
+            fits |= tuned_fits(splits.train, splits.validation, size)
         return fits | {BM25.name: lambda: BM25(self.catalogue.texts).fit([], size)}
 
     def showcase(self, predict: Predict, encoded: Sequence[Encoded]) -> list[Shown]:

@@ -38,6 +38,7 @@ from instructrec_jax.tasks.captions import Captions, beside_image, image_alone
 from instructrec_jax.tasks.objective import Choice, Objective
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask, Target
+from instructrec_jax.tasks.search_space import Range, SearchSpace
 from instructrec_jax.tasks.texts import with_default_prompt
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
@@ -87,6 +88,10 @@ class RetrievalConfig(RankingConfig):
     @property
     def compares_images(self) -> bool:  # type: ignore[override]
         return self.items != "text"
+
+    @property
+    def search_space(self) -> SearchSpace:
+        return {"task.temperature": Range(0.01, 0.2, log=True)}
 
     def build(self, context: TaskContext) -> "RetrievalTask":
         return RetrievalTask(self, with_default_prompt(context))

@@ -43,6 +43,7 @@ from instructrec_jax.tasks.base import (
 )
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask, Target
+from instructrec_jax.tasks.search_space import Options, Range, SearchSpace
 from instructrec_jax.tasks.texts import tokenize, with_default_prompt
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,15 @@ class SequenceConfig(RankingConfig):
     cold_items: ColdItems = "negatives"  # left_out: items of no training example are in no softmax, so not learned away
     pooling: Pooling | None = None  # pooling of the backbone; null: the checkpoint's declared pooling
     augmented_by: ClassVar[tuple[str, ...]] = ()  # an instruction's vector is computed once
+
+    @property
+    def search_space(self) -> SearchSpace:
+        return {
+            "optimizer.learning_rate": Range(2e-4, 1e-2, log=True),
+            "task.dropout": Range(0.1, 0.6),
+            "task.hidden_size": Options((64, 128, 256)),
+            "task.num_layers": Options((1, 2, 3)),
+        }
 
     def build(self, context: TaskContext) -> "SequenceTask":
         return SequenceTask(self, with_default_prompt(context))

@@ -134,7 +134,10 @@ class ClassificationTask(SequenceTask):
         return Encoded(encoded.text, ClassTarget(-1), encoded.example)
 
     def answers(self, predict: Predict, encoded: Sequence[Encoded], k: int = 10) -> list[LabelAnswer]:
-        shares = self._shares(predict, encoded)
+        return self.answers_of(self._shares(predict, encoded))
+
+    def answers_of(self, shares: np.ndarray) -> list[LabelAnswer]:
+        """The answers of probabilities, float64 [cases, labels]."""
         return [self._answer(*each) for each in zip(guesses(shares).first, shares, strict=True)]
 
     def _shares(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:

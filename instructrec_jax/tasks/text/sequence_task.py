@@ -87,7 +87,7 @@ class SequenceTask(Task):
         return {name: unless_unfit(measure)} if self.context.pixels is None else {}
 
     def outputs(self, predict: Predict, encoded: Sequence[Encoded]) -> np.ndarray:
-        """The head's outputs, float32 [cases, outputs]."""
+        """The head's outputs, float [cases, outputs], as the run's calibration changes them."""
         return np.stack([np.array(output) for _, output in predict.over(encoded)])
 
     def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> BatchTexts:
@@ -107,6 +107,11 @@ class SequenceTask(Task):
         values = self._outputs(model, batch, inputs.dropout)
         targets = None if self.outputs_are == "numbers" else batch.own.targets
         return [SoftOutputs(KIND_OF[str(self.outputs_are)], values, batch.own.weights, targets=targets)]
+
+    def features(self, model: Network, batch: Batch) -> jax.Array:
+        hidden = model.hidden(batch)
+        segments = max_segments(hidden.shape[1])
+        return model.head.pooled(model.backbone, hidden, batch.texts.segment_ids, segments).astype(jnp.float32)
 
     def predict(self, model: Network, batch: Batch) -> jax.Array:
         """float32 [rows, segments, outputs]."""

@@ -20,6 +20,7 @@ from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.ranking.candidates import write_candidates
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
 from instructrec_jax.ranking.evaluation import POPULARITY_AXIS
+from instructrec_jax.ranking.tuned_baselines import TUNED
 from instructrec_jax.tasks.base import Encoded, LossInputs, TaskConfig, TaskContext
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import RankingConfig, RankingTask
@@ -221,7 +222,7 @@ def test_a_reranker_scores_candidates_alone(context: TaskContext, tmp_path: Path
     assert "100.0% of the cases" in task.score(NOTHING, test).report
     # Baselines are ranked among the same candidates.
     rows = task.baselines([], test)
-    assert list(rows) == ["random", "popularity", "Markov-1", "coKNN", "coKNN-source", "BPR-MF", "BM25"]
+    assert list(rows) == ["random", "popularity", "Markov-1", "coKNN", "coKNN-source", *TUNED, "BM25"]
     for row in rows.values():
         assert row.metrics.keys() == scores.metrics.keys() and row.protocol == scores.protocol
     counts = np.bincount(np.concatenate(SEQUENCES), minlength=ITEMS)

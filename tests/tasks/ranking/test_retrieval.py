@@ -16,6 +16,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
+from instructrec_jax.ranking.tuned_baselines import TUNED
 from instructrec_jax.tasks import RetrievalConfig
 from instructrec_jax.tasks.base import LossInputs, TaskContext
 from instructrec_jax.tasks.prediction import Predict
@@ -246,7 +247,7 @@ def test_baselines_with_and_without_splits(context: TaskContext, tmp_path: Path)
     task = build(context, tmp_path)
     test = task.encode(cases())
     rows = task.baselines([], test)
-    assert set(rows) == {"random", "popularity", "Markov-1", "coKNN", "coKNN-source", "BPR-MF", "BM25"}
+    assert set(rows) == {"random", "popularity", "Markov-1", "coKNN", "coKNN-source", *TUNED, "BM25"}
     counts = np.bincount(np.concatenate(sequences), minlength=ITEMS)
     for case, e in enumerate(test):  # popularity by hand: the mean gain over the places that ties may give
         others = [i for i in range(ITEMS) if i != e.target.items[0] and i not in e.target.seen]

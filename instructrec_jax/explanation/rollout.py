@@ -1,0 +1,125 @@
+"""Attention rollout (Abnar & Zuidema, 2020): how much of each token attention carries to what the prediction reads.
+
+    r_L = p,   r_{l−1} = r_l (A_l + I) / 2,   the score of token t is r_0[t]
+
+A_l are the attention weights of layer l, averaged over heads; half of a token is what its residual connection keeps. p
+are the shares in which the number F that is explained reads the last hidden states h, |∂F/∂h_t| / Σ |∂F/∂h|: all at
+[CLS] where a head reads that, at one token where a word is predicted.
+
+Scores are shares, so they say that a word is read, not whether it raises the prediction; and attention need not
+explain an output at all (Jain & Wallace, 2019, "Attention is not Explanation").
+"""
+
+from collections.abc import Callable, Hashable
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from instructrec_jax.backbones.layers import Stack
+from instructrec_jax.data.batch import Batch
+from instructrec_jax.distributed.mesh import data_shards
+from instructrec_jax.explanation.gradients import Attributed, Value, batch_of, values_of
+from instructrec_jax.runs.run import Run
+from instructrec_jax.tasks.base import Encoded, Network
+from instructrec_jax.tasks.objective import Objective
+from instructrec_jax.training.state import Tree
+
+
+class KnownHidden:
+    """A network whose last hidden states are known."""
+
+    def __init__(self, network: Network, hidden: jax.Array):
+        self.backbone, self.head, self._hidden = network.backbone, network.head, hidden
+
+    def hidden(self, batch: Batch, dropout: object = None) -> jax.Array:
+        return self._hidden
+
+
+class Rollout:
+    """Attention rollout for the objectives of a run; a program is compiled once per length of rows.
+
+    Raises ValueError for an ensemble, and for a network that is no encoder or decoder of words.
+    """
+
+    def __init__(self, run: Run):
+        if why := no_rollout(run):
+            raise ValueError(f"{why}: use another --method.")
+        self.run = run
+
+    def __call__(self, objective: Objective, encoded: Encoded) -> Attributed:
+        """The score of each token. Raises ValueError where the number does not depend on the hidden states."""
+        rows = data_shards(self.run.mesh)
+        batch, length, weights = batch_of(self.run, objective, encoded, rows)
+        slopes, value, attention = self._compiled(objective.value, self.run.model.params, batch, weights)
+        share = np.asarray(slopes, np.float64)
+        if not np.isfinite(share).all():
+            raise ValueError("the model's outputs are not finite: the run diverged. Train it again.")
+        if not share.any():
+            raise ValueError("the prediction does not depend on the words' hidden states: use another --method.")
+        share /= share.sum()
+        for layer in reversed(self._layers(attention)):
+            share = (share @ layer + share) / 2
+        return Attributed(share[:length], float(value))
+
+    def _layers(self, attention: Tree) -> list[np.ndarray]:
+        """The weights of each layer, float64 [length, length], from the first to the last."""
+        backbone: Any = self.run.model.network.backbone
+        stack: Stack = backbone.layers
+        found: dict[int, np.ndarray] = {}
+        for block in stack.blocks:
+            (values,) = jax.tree.leaves(attention[block.name])
+            found |= {layer: np.asarray(values[n, 0], np.float64) for n, layer in enumerate(block.layers)}
+        return [found[layer] for layer in range(stack.num_layers)]
+
+    @cached_property
+    def _compiled(self) -> Callable[..., tuple[jax.Array, jax.Array, Tree]]:
+        """(value or None, params, batch, weights) -> (|∂F/∂h| [length], F, weights of attention by block)."""
+        graphdef, task, mesh = self.run.model.graphdef, self.run.task, self.run.mesh
+
+        def attended(params: Tree, batch: Batch) -> Tree:
+            """The gradients of zeros in the attention of each block, [layers, rows, length, length]."""
+            model: Any = nnx.merge(graphdef, params)
+            stack: Stack = model.backbone.layers
+            rows, length = batch.texts.tokens.shape
+            for block in stack.blocks:
+                for _, module in nnx.iter_modules(getattr(stack, block.name)):
+                    if hasattr(module, "weights"):
+                        module.weights = nnx.Param(jnp.zeros((block.count, rows, length, length)))
+            noting, zeros, *others = nnx.split(model, lambda path, _: path[-1] == "weights", ...)
+
+            def total(zeros: nnx.State[Hashable, object]) -> jax.Array:
+                network: Any = nnx.merge(noting, zeros, *others)
+                return network.hidden(batch).astype(jnp.float32).sum()
+
+            return nnx.to_pure_dict(jax.grad(total)(zeros))["backbone"]["layers"]
+
+        @partial(jax.jit, static_argnums=0)
+        def compute(
+            value: Value | None, params: Tree, batch: Batch, weights: jax.Array
+        ) -> tuple[jax.Array, jax.Array, Tree]:
+            with mesh.tracing():
+                model: Any = nnx.merge(graphdef, params)
+                network = task.view(model)
+
+                def number(hidden: jax.Array) -> jax.Array:
+                    return values_of(task, value, KnownHidden(network, hidden), batch, weights)
+
+                hidden = network.hidden(batch)
+                slopes = jax.grad(lambda h: number(h).sum())(hidden).astype(jnp.float32)
+                return jnp.linalg.norm(slopes[0], axis=-1), number(hidden)[0], attended(params, batch)
+
+        return compute
+
+
+def no_rollout(run: Run) -> str:
+    """Why a run has no attention rollout; "": it has."""
+    if run.members:
+        return f"{run.path} is an ensemble, which has no attention of its own"
+    backbone = run.model.params.get("backbone", {})
+    if "layers" not in backbone or "word_embeddings" not in backbone:
+        return "attention rollout is for encoders and decoders of words"
+    return ""
