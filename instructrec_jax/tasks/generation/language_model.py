@@ -477,8 +477,7 @@ def _scores(
         count = tokens[chosen].sum()
         found = {f"loss{label}": float(totals[chosen].sum() / count)}
         found |= {} if label else {"perplexity": float(np.exp(found["loss"]))}
-        if right is not None:
-            found[f"token accuracy{label}"] = float(right[chosen].sum() / count)
+        found |= {} if right is None else {f"token accuracy{label}": float(right[chosen].sum() / count)}
         return found
 
     result = metrics(np.ones(len(tasks), bool), "")
