@@ -263,7 +263,13 @@ def exam(file: Path, language: str) -> list[Example]:
         question, *choices, answer = (row[place].strip() for place in places)
         right = choices[LETTERS.index(one_of(answer, LETTERS, where))]
         examples += chosen(
-            question, choices, right, where, id=f"{file.stem}-{number}", subject=subject, language=language
+            question,
+            choices,
+            right,
+            where,
+            id=f"{file.parent.name}-{subject}-{number}",
+            subject=subject,
+            language=language,
         )
     return examples
 
