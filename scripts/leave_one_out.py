@@ -43,9 +43,9 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--by", default="task", help="what a domain is: task (default), or a key of the origin")
     parser.add_argument("--out", type=Path, required=True, help="folder of the splits, the runs and the table")
     options, rest = parser.parse_known_args(args)
-    settings = to_dict(load(options.config)) | ONE_GROUP | overrides(rest)[1]
     found: dict[str, Evaluation] = {}
     try:
+        settings = to_dict(load(options.config)) | ONE_GROUP | overrides(rest)[1]
         domains = divided(options.data, options.by, options.out / "data")
         for name in [name for name, files in domains.items() if "test" in files]:
             found[name] = left_out(name, domains, settings, options.out)
