@@ -4,18 +4,17 @@
     python scripts/leave_one_out.py configs/law.yaml --data data/unfair_terms --by language --out runs/languages
 
 A folder of --data has train.jsonl, validation.jsonl and test.jsonl. A domain is a task of their examples, or with --by
-a value of their `origin`, such as a language. All runs take the settings, steps and seed of the config without what it
-holds out; further settings are `--name value`. A finished run is not trained again.
-
-For each domain, on its test cases: the run tuned on the others (out), then one tuned on the domain itself (in), the
-untuned network, and the baselines, fitted on the others (out) and on the domain itself (in). A difference is the first
-row − this one, paired over cases, with its 95% interval; *loss* marks where the first row is significantly worse.
+a value of their `origin`, such as a language. All runs take the settings of the config without what it holds out;
+further settings are `--name value`. A finished run is not trained again. The table, on the test of each domain: tuned
+on the others (out), on the domain itself (in), untuned, and baselines fitted on either. Differences are paired, with
+95% intervals; *loss*: the first row is significantly worse.
 """
 
 import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from few_labels import overrides
@@ -31,6 +30,7 @@ from instructrec_jax.runs.run import Run
 from instructrec_jax.train import train
 
 SPLITS = ("train", "validation", "test")
+plain = partial(re.sub, r"[^\w-]+", "_")  # a domain as the name of a folder
 ONE_GROUP: dict[str, object] = {"evaluation.segment_by": None} | {
     f"data.hold_out.{kind}": [] for kind in ("tasks", "templates", "labels")
 }
@@ -41,7 +41,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("config", help="a YAML file of settings")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of train, validation and test")
     parser.add_argument("--by", default="task", help="what a domain is: task (default), or a key of the origin")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the splits, the runs and the table")
+    parser.add_argument("--out", type=Path, required=True, help="folder of splits, runs and table")
     options, rest = parser.parse_known_args(args)
     found: dict[str, Evaluation] = {}
     try:
@@ -57,7 +57,7 @@ def main(args: list[str] | None = None) -> None:
 
 def divided(folders: Sequence[Path], by: str, out: Path) -> dict[str, dict[str, str]]:
     """domain -> split -> the file of its examples in `out`; a split without examples of the domain has none."""
-    examples: dict[tuple[str, str], list[dict[str, object]]] = {}
+    examples, domains = dict[tuple[str, str], list[dict[str, object]]](), dict[str, dict[str, str]]()
     for file in [folder / f"{split}.jsonl" for folder in folders for split in SPLITS]:
         for number, row in enumerate(read_jsonl(file), 1):
             example = Example.from_record(row)
@@ -65,29 +65,23 @@ def divided(folders: Sequence[Path], by: str, out: Path) -> dict[str, dict[str, 
             if not domain:
                 raise ValueError(f"{file}, line {number} names no {by}: give its examples one, or choose another --by.")
             examples.setdefault((domain, file.stem), []).append(row)
-    domains: dict[str, dict[str, str]] = {}
     for (domain, split), rows in examples.items():
-        path = out / folder_name(domain) / f"{split}.jsonl"
-        write_jsonl(path, rows)
-        domains.setdefault(domain, {})[split] = str(path)
-    if len(domains) < 2 or len({folder_name(domain) for domain in domains}) < len(domains):
+        domains.setdefault(domain, {})[split] = str(out / plain(domain) / f"{split}.jsonl")
+        write_jsonl(domains[domain][split], rows)
+    if len(domains) < 2 or len({plain(domain) for domain in domains}) < len(domains):
         raise ValueError(f"expected two domains or more by {by}, with different names, found {sorted(domains)}.")
     return domains
-
-
-def folder_name(domain: str) -> str:
-    return re.sub(r"[^\w-]+", "_", domain)
 
 
 def left_out(name: str, domains: dict[str, dict[str, str]], settings: dict[str, object], out: Path) -> Evaluation:
     """Trains on the others and on the domain itself; the table of both on its test."""
     others = [files for domain, files in domains.items() if domain != name]
-    runs = {"out": tuned(others, domains[name]["test"], settings, out / f"without-{folder_name(name)}")}
+    runs = {"out": tuned(others, domains[name]["test"], settings, out / f"without-{plain(name)}")}
     if "train" in domains[name]:
-        runs["in"] = tuned([domains[name]], domains[name]["test"], settings, out / f"only-{folder_name(name)}")
+        runs["in"] = tuned([domains[name]], domains[name]["test"], settings, out / f"only-{plain(name)}")
     run = Run.open(runs["out"])
     beside = Beside(runs=[runs["in"]] if "in" in runs else [])
-    first, *rest = evaluate(run, out / f"compared-{folder_name(name)}", beside=beside)
+    first, *rest = evaluate(run, out / f"compared-{plain(name)}", beside=beside)
     groups = run.data.case_groups(run.data.cases(run.task, "test"))
     untuned = Run.open(run.config.backbone.path, replace(run.config, init_from=None))
     rows = [replace(first, name="tuned (out)"), *(replace(row, name="tuned (in)") for row in rest[: len(runs) - 1])]
@@ -102,9 +96,9 @@ def left_out(name: str, domains: dict[str, dict[str, str]], settings: dict[str, 
 
 def tuned(sources: Sequence[dict[str, str]], test: str, settings: dict[str, object], run_dir: Path) -> Path:
     """The run directory of a run, which is trained unless it is finished."""
-    files = {f"data.{s}": [each[s] for each in sources if s in each] for s in SPLITS[:2]}
+    files = {f"data.{s}": [each[s] for each in sources if s in each] for s in SPLITS[:2]} | {"data.test": [test]}
     if not (run_dir / "evaluation.json").is_file():
-        train(load(settings | files | {"data.test": [test], "run_dir": str(run_dir)}))
+        train(load(settings | files | {"run_dir": str(run_dir)}))
     return run_dir
 
 
@@ -115,11 +109,11 @@ def table(found: dict[str, Evaluation]) -> str:
         differences = {d["name"].removeprefix("tuned (out) − "): d for d in evaluation["differences"] or []}
         metric = next(iter(differences.values()))["metric"]
         for row in evaluation["rows"] or []:
-            cells = [domain, row["name"], metric, digits(value_of(row, metric)), interval_of(row, metric), "", ""]
+            cells = [domain, row["name"], metric, digits(value_of(row, metric)), interval_of(row, metric)]
             if (d := differences.get(row["name"])) is not None:
-                cells[5] = f"{signed(d['mean'])} [{signed(d['low'])}, {signed(d['high'])}]"
-                cells[6] = "*loss*" if "worse" in verdict(d) else verdict(d).removesuffix(" (95%)")
-            lines.append(f"| {' | '.join(cells)} |")
+                cells.append(f"{signed(d['mean'])} [{signed(d['low'])}, {signed(d['high'])}]")
+                cells.append("*loss*" if "worse" in verdict(d) else verdict(d).removesuffix(" (95%)"))
+            lines.append(f"| {' | '.join(cells)} |" if d else f"| {' | '.join(cells)} | | |")
     return "\n".join(lines)
 
 

@@ -108,6 +108,6 @@ def test_losses_are_marked() -> None:
         {"name": "tuned (out) − b", "metric": "accuracy", "mean": 0.0, "low": -0.1, "high": 0.1},
     ]
     lines = leave_one_out.table({"law": {"rows": rows, "differences": differences}}).split("\n")  # type: ignore[typeddict-item]
-    assert lines[2] == "| law | tuned (out) | accuracy | 0.5000 | – |  |  |"
+    assert lines[2] == "| law | tuned (out) | accuracy | 0.5000 | – | | |"
     assert lines[3].endswith("| 0.7000 | – | -0.2000 [-0.3000, -0.1000] | *loss* |")
     assert lines[4].endswith("| +0.0000 [-0.1000, +0.1000] | not significant |")
