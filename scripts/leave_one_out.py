@@ -95,7 +95,6 @@ def left_out(name: str, domains: dict[str, dict[str, str]], settings: dict[str, 
 
 
 def tuned(sources: Sequence[dict[str, str]], test: str, settings: dict[str, object], run_dir: Path) -> Path:
-    """The run directory of a run, which is trained unless it is finished."""
     files = {f"data.{s}": [each[s] for each in sources if s in each] for s in SPLITS[:2]} | {"data.test": [test]}
     if not (run_dir / "evaluation.json").is_file():
         train(load(settings | files | {"run_dir": str(run_dir)}))

@@ -4,12 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import domain_samples
 import leave_one_out
 import numpy as np
 import pytest
+from domain_data import READERS
 from tiny_runs import tiny_run, write_settings
 
 from instructrec_jax.files import read_jsonl, write_jsonl
+
+CONFIG = Path(__file__).parents[1] / "configs" / "education.yaml"
 
 
 def folder_of(path: Path, task: str, answers: tuple[str, str], sizes: dict[str, int], language: str = "en") -> Path:
@@ -111,3 +115,33 @@ def test_losses_are_marked() -> None:
     assert lines[2] == "| law | tuned (out) | accuracy | 0.5000 | – | | |"
     assert lines[3].endswith("| 0.7000 | – | -0.2000 [-0.3000, -0.1000] | *loss* |")
     assert lines[4].endswith("| +0.0000 [-0.1000, +0.1000] | not significant |")
+
+
+def test_questions_of_medicine_law_and_school_have_one_task(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, sample in {"pubmedqa": domain_samples.pubmedqa, "legalbench": domain_samples.legalbench}.items():
+        for split, examples in READERS[name](sample(tmp_path / "raw" / name), 0).items():
+            write_jsonl(tmp_path / name / f"{split}.jsonl", [e.to_record() for e in examples])
+    exams = domain_samples.exam_tables(tmp_path / "raw" / "cmmlu", "cmmlu")
+    for split, examples in READERS["cmmlu"](exams, 0).items():
+        write_jsonl(tmp_path / "cmmlu" / f"{split}.jsonl", [e.to_record() for e in examples])
+    words = [
+        "--backbone.path",
+        str(checkpoint),
+        "--backbone.dtype",
+        "float32",
+        "--steps",
+        "1",
+        "--evaluation.every",
+        "0",
+    ]
+    words += ["--checkpoint.every", "1", "--data.batch_size", "8", "--data.max_length", "32"]
+    data = [str(tmp_path / name) for name in ("pubmedqa", "legalbench", "cmmlu")]
+    leave_one_out.main([str(CONFIG), "--data", *data, "--out", str(tmp_path / "out"), *words])
+    table = capsys.readouterr().out.split("| tested on |")[1]
+    for domain in ("medical_questions", "legal_questions", "exam_questions"):
+        assert [line.split(" | ")[1] for line in table.split("\n") if line.startswith(f"| {domain}")] == [
+            *("tuned (out)", "tuned (in)", "untuned"),
+            *(f"{name} ({where})" for where in ("out", "in") for name in ("chance", "TF-IDF cosine")),
+        ]
