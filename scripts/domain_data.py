@@ -21,6 +21,7 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -56,6 +57,14 @@ def value(row: Mapping[str, Any], column: str, where: str) -> Any:
     return row[column]
 
 
+def words(row: Mapping[str, Any], column: str, where: str) -> str:
+    """The same of a text, without the spaces around it."""
+    found = value(row, column, where)
+    if not isinstance(found, str):
+        raise ValueError(f"{where}: {column!r} is {found!r}, expected a text.")
+    return found.strip()
+
+
 def one_of(answer: Any, known: Sequence[str], where: str) -> str:
     if answer not in known:
         raise ValueError(f"{where}: unknown label {answer!r}, expected one of {', '.join(known)}.")
@@ -67,8 +76,9 @@ def lines_of(path: Path) -> list[str]:
     return [line.strip() for line in (lines if lines[-1] else lines[:-1])]
 
 
-def folders_with(root: Path, file: str) -> list[Path]:
-    return sorted(path.parent for path in root.rglob(file))
+def folders_with(root: Path, name: str) -> list[Path]:
+    """The folders that hold a file or folder `name`, but for what macOS puts into archives."""
+    return sorted(path.parent for path in root.rglob(name) if "__MACOSX" not in path.parts)
 
 
 # ---------------------------------------------------------------- medicine
@@ -89,10 +99,10 @@ def pubmedqa(source: Path, seed: int) -> Splits:
         if test.get(number, answer) != answer:
             raise ValueError(f"{where}: {answer!r} in ori_pqal.json, {test[number]!r} in test_ground_truth.json.")
         contexts = value(row, "CONTEXTS", where)
-        if not isinstance(contexts, list):
+        if not (isinstance(contexts, list) and all(isinstance(text, str) for text in contexts)):
             raise ValueError(f"{where}: CONTEXTS is no list of texts.")
         example = Example(
-            instruction=value(row, "QUESTION", where).strip(),
+            instruction=words(row, "QUESTION", where),
             input="\n".join(text.strip() for text in contexts),
             output=answer,
             candidates=DECISIONS,
@@ -147,19 +157,29 @@ def sentences(file: Path, tags: Path, language: str) -> Iterator[Example]:
 
 
 def unfair_tos(source: Path, seed: int) -> Splits:
-    """The English sentences as in LexGLUE, with its splits."""
+    """The English sentences as in LexGLUE, with its splits. Other labels than its eight are left out, as there."""
     splits: Splits = {"train": [], "validation": [], "test": []}
     names = {"train": "train", "val": "validation", "test": "test"}
-    known = list(TERMS.values())
+    known, others = set(TERMS.values()) - {"privacy included"}, Counter[str]()
     for number, row in enumerate(rows_of(source), 1):
         where = f"line {number}"
         split = one_of(value(row, "data_type", where), list(names), where)
-        kinds = [one_of(label.lower(), known, where) for label in value(row, "labels", where)]
-        text = value(row, "text", where).strip()
-        origin = {"language": "en"}
+        labels = value(row, "labels", where)
+        if not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+            raise ValueError(f"{where}: 'labels' is {labels!r}, expected a list of names.")
+        kinds = {label.lower() for label in labels}
+        others.update(kinds - known)
         splits[names[split]].append(
-            Example(instruction=text, output=tuple(sorted(kinds)), task="unfair_terms", id=str(number), origin=origin)
+            Example(
+                instruction=words(row, "text", where),
+                output=tuple(sorted(kinds & known)),
+                task="unfair_terms",
+                id=str(number),
+                origin={"language": "en"},
+            )
         )
+    if others:
+        print(f"left out labels: {', '.join(f'{name} ({count})' for name, count in others.items())}", file=sys.stderr)
     return splits
 
 
@@ -190,7 +210,7 @@ def legal_questions(folder: Path, split: str) -> list[Example]:
     examples = []
     for number, row in enumerate(rows):
         where = f"{folder.name}/{split}.tsv, row {number + 1}"
-        answer = value(row, "answer" if "answer" in row else "label", where).strip().lower()
+        answer = words(row, "answer" if "answer" in row else "label", where).lower()
         rest = [
             text for name, text in row.items() if name and text and name not in ("index", "answer", "label", "slice")
         ]
@@ -230,7 +250,7 @@ def exams(language: str, source: Path, seed: int) -> Splits:
     data: training is auxiliary_train/, where it is there, and dev/. Without val/ (CMMLU), and where the answers of
     test/ are secret and val/ is the test (C-Eval), a fifth of dev/ is there to validate on.
     """
-    roots = sorted(path.parent for path in source.rglob("dev") if path.is_dir())
+    roots = [folder for folder in folders_with(source, "dev") if (folder / "dev").is_dir()]
     if len(roots) != 1:
         raise ValueError(f"expected one folder with dev/ and test/, found {len(roots)}.")
     parts = ("auxiliary_train", "dev", "val", "test")
@@ -251,15 +271,15 @@ def exam(file: Path, language: str) -> list[Example]:
             return []
         if missing := [name for name in names if name not in header]:
             raise ValueError(f"{file.name} has no column {missing[0]!r}; it has {', '.join(header)}.")
-        rows, places = rows[1:], [header.index(name) for name in names]
+        rows, places, width = rows[1:], [header.index(name) for name in names], len(header)
     else:
-        places = list(range(6))
+        places, width = list(range(6)), 6
     examples = []
     subject = re.sub("_(dev|val|test|train)$", "", file.stem)
     for number, row in enumerate(rows, 1):
         where = f"{file.name}, question {number}"
-        if len(row) <= max(places):
-            raise ValueError(f"{where} has {len(row)} columns, expected question, A, B, C, D, answer.")
+        if len(row) != width:
+            raise ValueError(f"{where} has {len(row)} columns, expected {width} with question, A, B, C, D and answer.")
         question, *choices, answer = (row[place].strip() for place in places)
         right = choices[LETTERS.index(one_of(answer, LETTERS, where))]
         examples += chosen(
@@ -308,9 +328,9 @@ def science_question(row: Mapping[str, Any], where: str, part: str) -> list[Exam
     listed = value(row if isinstance(question, str) else question, "choices", where)
     if isinstance(listed, Mapping):
         listed = [{"text": text, "label": label} for text, label in zip(listed["text"], listed["label"], strict=True)]
-    texts = {value(choice, "label", where): value(choice, "text", where).strip() for choice in listed}
+    texts = {value(choice, "label", where): words(choice, "text", where) for choice in listed}
     right = texts[one_of(value(row, "answerKey", where), list(texts), where)]
-    stem = question if isinstance(question, str) else value(question, "stem", where)
+    stem = question if isinstance(question, str) else words(question, "stem", where)
     name = str(value(row, "id", where))
     return chosen(stem.strip(), list(texts.values()), right, where, id=name, subject=part, language="en")
 
@@ -349,7 +369,7 @@ def clear(source: Path, seed: int) -> Splits:
             ease = math.nan
         if not math.isfinite(ease):
             raise ValueError(f"{where}: the ease is {said!r}, expected a number.")
-        text = value(named, "excerpt", where).strip()
+        text = words(named, "excerpt", where)
         author = (named.get("author") or "").strip()
         examples.append(
             Example(

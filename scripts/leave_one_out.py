@@ -31,9 +31,7 @@ from instructrec_jax.train import train
 
 SPLITS = ("train", "validation", "test")
 plain = partial(re.sub, r"[^\w-]+", "_")  # a domain as the name of a folder
-ONE_GROUP: dict[str, object] = {"evaluation.segment_by": None} | {
-    f"data.hold_out.{kind}": [] for kind in ("tasks", "templates", "labels")
-}
+ALL = {f"data.hold_out.{kind}": list[str]() for kind in ("tasks", "templates", "labels")}  # nothing is held out
 
 
 def main(args: list[str] | None = None) -> None:
@@ -45,7 +43,7 @@ def main(args: list[str] | None = None) -> None:
     options, rest = parser.parse_known_args(args)
     found: dict[str, Evaluation] = {}
     try:
-        settings = to_dict(load(options.config)) | ONE_GROUP | overrides(rest)[1]
+        settings = to_dict(load(options.config)) | ALL | {"evaluation.segment_by": None} | overrides(rest)[1]
         domains = divided(options.data, options.by, options.out / "data")
         for name in [name for name, files in domains.items() if "test" in files]:
             found[name] = left_out(name, domains, settings, options.out)
@@ -66,8 +64,11 @@ def divided(folders: Sequence[Path], by: str, out: Path) -> dict[str, dict[str, 
                 raise ValueError(f"{file}, line {number} names no {by}: give its examples one, or choose another --by.")
             examples.setdefault((domain, file.stem), []).append(row)
     for (domain, split), rows in examples.items():
-        domains.setdefault(domain, {})[split] = str(out / plain(domain) / f"{split}.jsonl")
-        write_jsonl(domains[domain][split], rows)
+        file = out / plain(domain) / f"{split}.jsonl"
+        if file.exists() and read_jsonl(file) != rows:
+            raise ValueError(f"{file} has other examples, of which runs may have learned: choose another --out.")
+        write_jsonl(file, rows)
+        domains.setdefault(domain, {})[split] = str(file)
     if len(domains) < 2 or len({plain(domain) for domain in domains}) < len(domains):
         raise ValueError(f"expected two domains or more by {by}, with different names, found {sorted(domains)}.")
     return domains

@@ -140,7 +140,12 @@ def change(name: str, file: str, old: str, new: str) -> Callable[[Path], Path]:
             "Company_0.txt, line 1: unknown tag 'ltd7'",
         ),
         ("unfair_terms", change("unfair_terms", "tags/*/*/*", "ltd2\n", ""), "5 sentences, but 4 lines of tags"),
-        ("unfair_tos", change("unfair_tos", "", "Limitation", "Irritation"), "line 1: unknown label 'irritation of"),
+        (
+            "unfair_tos",
+            change("unfair_tos", "", '["Limitation of liability"]', '"Limitation"'),
+            "line 1: 'labels' is 'Lim",
+        ),
+        ("unfair_tos", change("unfair_tos", "", '"We are not liable 0."', "7"), "line 1: 'text' is 7, expected a text"),
         ("unfair_tos", change("unfair_tos", "", "}\n", "\n"), "unfair_tos.jsonl, line 1"),
         ("unfair_tos", change("unfair_tos", "", '"data_type"', '"split"'), "line 1 has no 'data_type'"),
         (
@@ -154,7 +159,11 @@ def change(name: str, file: str, old: str, new: str) -> Callable[[Path], Path]:
             "bought/train.tsv, row 1 has no 'label'",
         ),
         ("mmlu", change("mmlu", "dev/*", "space,A", "space,E"), "history_dev.csv|biology_dev.csv"),
-        ("mmlu", change("mmlu", "dev/*", ",space", ""), "has 5 columns, expected question, A, B, C, D, answer"),
+        (
+            "mmlu",
+            change("mmlu", "dev/*", ",space", ""),
+            "has 5 columns, expected 6 with question, A, B, C, D and answer",
+        ),
         ("cmmlu", change("cmmlu", "dev/*", ",C,D", ",C,E"), "biology.csv has no column 'd'"),
         ("cmmlu", change("cmmlu", "dev/*", "爱", "编"), "biology.csv is not UTF-8 .* iconv -f GB18030"),
         (
@@ -189,6 +198,22 @@ def test_a_question_without_its_answer_is_left_out_aloud(tmp_path: Path, capsys:
     source = change("mmlu", "dev/biology*", "a film", "")(tmp_path)
     assert len(READERS["mmlu"](source, 0)["train"]) == 9
     assert "left out: biology_dev.csv, question 1" in capsys.readouterr().err
+
+
+def test_other_labels_than_those_of_lexglue_are_left_out_aloud(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = change("unfair_tos", "", "Limitation of liability", "Other")(tmp_path)
+    assert READERS["unfair_tos"](source, 0)["train"][0].output == ()
+    assert "left out labels: other (1)" in capsys.readouterr().err
+
+
+def test_what_macos_adds_to_archives_is_no_data(tmp_path: Path) -> None:
+    for name in ("unfair_terms", "ceval", "onestop", "legalbench"):
+        plain, packed = SAMPLES[name](tmp_path / name), tmp_path / f"packed-{name}"
+        SAMPLES[name](packed)
+        SAMPLES[name](packed / "__MACOSX")
+        assert READERS[name](packed, 0) == READERS[name](plain, 0)
 
 
 def test_at_most_so_many_cases_of_each_subject(tmp_path: Path) -> None:

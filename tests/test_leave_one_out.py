@@ -95,7 +95,10 @@ def test_domains_by_a_key_of_the_origin(settings: Path, tmp_path: Path) -> None:
     assert {name: sorted(files) for name, files in domains.items()} == {n: sorted(sizes) for n in ("en", "zh")}
     assert {row["origin"]["language"] for row in read_jsonl(domains["zh"]["train"])} == {"zh"}  # type: ignore[index]
     with pytest.raises(ValueError, match="expected two domains or more by task, .* found \\['same'\\]"):
-        leave_one_out.divided(folders, "task", tmp_path / "data")
+        leave_one_out.divided(folders, "task", tmp_path / "data-by-task")
+    others = [folder_of(tmp_path / f"more-{name}", "same", ("a", "c"), sizes, name) for name in ("en", "zh")]
+    with pytest.raises(ValueError, match="data/en/train.jsonl has other examples, .* choose another --out"):
+        leave_one_out.divided(others, "language", tmp_path / "data")
     with pytest.raises(ValueError, match="train.jsonl, line 1 names no subject"):
         leave_one_out.divided(folders, "subject", tmp_path / "data")
     for config, said in ((settings, "No such file .*nowhere"), ("nothing.yaml", "nothing.yaml does not exist")):
