@@ -41,12 +41,11 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--by", default="task", help="what a domain is: task (default), or a key of the origin")
     parser.add_argument("--out", type=Path, required=True, help="folder of splits, runs and table")
     options, rest = parser.parse_known_args(args)
-    found: dict[str, Evaluation] = {}
     try:
         settings = to_dict(load(options.config)) | ALL | {"evaluation.segment_by": None} | overrides(rest)[1]
         domains = divided(options.data, options.by, options.out / "data")
-        for name in [name for name, files in domains.items() if "test" in files]:
-            found[name] = left_out(name, domains, settings, options.out)
+        tested = [name for name, files in domains.items() if "test" in files]
+        found = {name: left_out(name, domains, settings, options.out) for name in tested}
     except (OSError, ValueError) as error:
         raise SystemExit(f"leave_one_out: {error}") from None
     write_json(options.out / "leave_one_out.json", found)
@@ -107,7 +106,7 @@ def table(found: dict[str, Evaluation]) -> str:
     lines = ["| tested on | | metric | value | 95% | tuned (out) − it | |", "|---|---|---|---|---|---|---|"]
     for domain, evaluation in found.items():
         differences = {d["name"].removeprefix("tuned (out) − "): d for d in evaluation["differences"] or []}
-        metric = next(iter(differences.values()))["metric"]
+        metric = next((d["metric"] for d in differences.values()), (evaluation["metrics"] or [""])[0])
         for row in evaluation["rows"] or []:
             cells = [domain, row["name"], metric, digits(value_of(row, metric)), interval_of(row, metric)]
             if (d := differences.get(row["name"])) is not None:

@@ -118,6 +118,8 @@ def test_losses_are_marked() -> None:
     assert lines[2] == "| law | tuned (out) | accuracy | 0.5000 | – | | |"
     assert lines[3].endswith("| 0.7000 | – | -0.2000 [-0.3000, -0.1000] | *loss* |")
     assert lines[4].endswith("| +0.0000 [-0.1000, +0.1000] | not significant |")
+    one_document: Any = {"rows": rows, "differences": [], "metrics": ["accuracy"]}  # nothing to resample
+    assert leave_one_out.table({"law": one_document}).count("| accuracy |") == 3
 
 
 def test_questions_of_medicine_law_and_school_have_one_task(
