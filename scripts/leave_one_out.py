@@ -106,7 +106,7 @@ def table(found: dict[str, Evaluation]) -> str:
     lines = ["| tested on | | metric | value | 95% | tuned (out) − it | |", "|---|---|---|---|---|---|---|"]
     for domain, evaluation in found.items():
         differences = {d["name"].removeprefix("tuned (out) − "): d for d in evaluation["differences"] or []}
-        metric = next((d["metric"] for d in differences.values()), (evaluation["metrics"] or [""])[0])
+        metric = next((d["metric"] for d in differences.values()), (evaluation.get("metrics") or [""])[0])
         for row in evaluation["rows"] or []:
             cells = [domain, row["name"], metric, digits(value_of(row, metric)), interval_of(row, metric)]
             if (d := differences.get(row["name"])) is not None:
