@@ -10,13 +10,11 @@ set, under the same terms).
 import argparse
 import hashlib
 import os
-import shutil
-import stat
 import tempfile
-import urllib.error
-import urllib.request
 import zipfile
 from pathlib import Path
+
+from download_domain_data import download, unpack
 
 ADDRESS = "https://files.grouplens.org/datasets/movielens/{name}.zip"
 
@@ -59,19 +57,6 @@ def fetch(name: str, out: Path, address: str = ADDRESS) -> Path:
     return target
 
 
-def download(address: str, archive: Path) -> None:
-    """Downloads `address` to a file. Raises ValueError for an incomplete download."""
-    try:
-        with urllib.request.urlopen(address, timeout=60) as response, open(archive, "wb") as file:
-            announced = response.headers.get("Content-Length")
-            print(f"{address} ({int(announced or 0) / 1e6:.1f} MB)")
-            shutil.copyfileobj(response, file, length=1 << 20)
-    except urllib.error.URLError as error:
-        raise ValueError(f"{address} cannot be reached: {error.reason}. Is this machine online?") from None
-    if announced and archive.stat().st_size != int(announced):
-        raise ValueError(f"{address} was interrupted after {archive.stat().st_size} of {announced} bytes: try again.")
-
-
 def check(archive: Path, md5: str | None) -> None:
     """Raises ValueError unless the archive has the published MD5 (if there is one) and all its files are intact."""
     with open(archive, "rb") as file:
@@ -83,17 +68,6 @@ def check(archive: Path, md5: str | None) -> None:
     with zipfile.ZipFile(archive) as files:
         if broken := files.testzip():
             raise ValueError(f"{broken} in {archive.name} is damaged: try again.")
-
-
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpacks into `folder`. Raises ValueError, before writing, for a link or a path outside `folder`."""
-    root = folder.resolve()
-    with zipfile.ZipFile(archive) as files:
-        for member in files.infolist():
-            inside = (root / member.filename).resolve().is_relative_to(root)
-            if not inside or "\\" in member.filename or stat.S_ISLNK(member.external_attr >> 16):
-                raise ValueError(f"{archive.name} contains {member.filename!r}, which is a link or outside the folder.")
-        files.extractall(folder)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@
     python scripts/public_data.py tatoeba     --source cmn.tsv                     --out data/tatoeba
     python scripts/public_data.py t0          --source data_per_template/sentiment.jsonl --out data/t0_sentiment
     python scripts/public_data.py sgd         --source dstc8                       --out data/sgd
+    python scripts/public_data.py xquad_each  --source xquad                       --out data/xquad_each
+
+Medicine, law and education are in scripts/domain_data.py.
 
 Files may be gzipped. Sources: Banking77, PolyAI-LDN/task-specific-datasets on GitHub (`banking_data`);
 Financial PhraseBank, Malo et al. 2014 (rows with text and label); SciTLDR, allenai/scitldr; XQuAD,
@@ -24,7 +27,7 @@ import gzip
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +36,25 @@ from instructrec_jax.data.mixture import permutation
 from instructrec_jax.files import write_jsonl
 
 Splits = dict[str, list[Example]]
+Reader = Callable[[Path, int], Splits]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=READERS)
+def main(readers: Mapping[str, Reader], description: str | None = __doc__) -> None:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=readers)
     parser.add_argument("--source", type=Path, required=True, help="file or folder of the data set")
     parser.add_argument("--out", type=Path, required=True, help="folder of the three files")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the splits of sets without official ones")
+    parser.add_argument("--most", type=int, help="at most N test cases of each subject or task, by the seed")
     options = parser.parse_args()
     try:
-        splits = READERS[options.name](options.source, options.seed)
-    except (OSError, ValueError, KeyError) as error:
-        raise SystemExit(f"public_data: {options.source}: {type(error).__name__}: {error}") from None
+        splits = readers[options.name](options.source, options.seed)
+    except (OSError, EOFError, ValueError, KeyError, csv.Error) as error:
+        raise SystemExit(f"{parser.prog}: {options.source}: {type(error).__name__}: {error}") from None
+    if options.most is not None:
+        splits["test"] = fewer(splits["test"], options.most, options.seed)
+    if not splits["train"] or not splits["test"]:
+        raise SystemExit(f"{parser.prog}: {options.source}: found nothing to train or nothing to test on.")
     for name, examples in splits.items():
         rows = write_jsonl(options.out / f"{name}.jsonl", (example.to_record() for example in examples))
         print(f"{name}: {rows:,} examples")
@@ -56,7 +65,11 @@ def main() -> None:
 
 def text_of(path: Path) -> str:
     raw = path.read_bytes()
-    return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+    try:
+        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        how = f"iconv -f GB18030 -t UTF-8 {path.name} (or -f CP1252, or what it is)"
+        raise ValueError(f"{path.name} is not UTF-8 (byte {error.start:,}). Convert it: {how}.") from None
 
 
 def file_in(folder: Path, stem: str) -> Path:
@@ -73,7 +86,13 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     if kind in ("csv", "tsv"):
         quoting: Any = csv.QUOTE_MINIMAL if kind == "csv" else csv.QUOTE_NONE
         return list(csv.DictReader(io.StringIO(text), delimiter="," if kind == "csv" else "\t", quoting=quoting))
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path.name}, line {number}: {error}") from None
+    return rows
 
 
 def cut(groups: Sequence[Hashable], shares: tuple[float, float], seed: int) -> dict[Hashable, str]:
@@ -100,6 +119,18 @@ def stratified(examples: Sequence[Example], shares: tuple[float, float], seed: i
         for name, chosen in dealt(members, list(range(len(members))), shares, seed).items():
             splits[name] += chosen
     return splits
+
+
+def fewer(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
+    """At most `most` examples of each `origin.subject` (else of each task), in their order."""
+    taken: Counter[str] = Counter()
+    kept = []
+    for number in permutation(len(examples), seed).tolist():
+        group = examples[number].origin.get("subject", examples[number].task)
+        taken[group] += 1
+        if taken[group] <= most:
+            kept.append(number)
+    return [examples[number] for number in sorted(kept)]
 
 
 # ---------------------------------------------------------------- one function per data set
@@ -147,16 +178,22 @@ def scitldr(source: Path, seed: int) -> Splits:
 
 def xquad(source: Path, seed: int) -> Splits:
     """Questions on paragraphs, split by article; training is in English, the test in all languages."""
+    splits = xquad_each(source, seed)
+    return {
+        name: [e for e in examples if name == "test" or e.origin["language"] == "en"]
+        for name, examples in splits.items()
+    }
+
+
+def xquad_each(source: Path, seed: int) -> Splits:
+    """The same with training questions in every language, for scripts/leave_one_out.py."""
     languages = sorted(path.name.split(".")[1] for path in source.iterdir() if path.name.startswith("xquad."))
-    read = {language: list(xquad_rows(source, language)) for language in languages}
-    numbers = [int(e.origin["article"]) for e in read["en"]]
+    read = [e for language in languages for e in xquad_rows(source, language)]
+    numbers = [int(e.origin["article"]) for e in read]
     split_of = cut(sorted(set(numbers)), (0.1, 0.2), seed)
     splits: Splits = {"train": [], "validation": [], "test": []}
-    for language, examples in read.items():
-        for e in examples:
-            name = split_of[int(e.origin["article"])]
-            if language == "en" or name == "test":
-                splits[name].append(e)
+    for e, number in zip(read, numbers, strict=True):
+        splits[split_of[number]].append(e)
     return splits
 
 
@@ -257,10 +294,10 @@ def sgd(source: Path, seed: int, turns: int = 5) -> Splits:
     return splits
 
 
-READERS: dict[str, Callable[[Path, int], Splits]] = {
-    reader.__name__: reader for reader in (banking77, phrasebank, scitldr, xquad, tatoeba, t0, sgd)
+READERS: dict[str, Reader] = {
+    reader.__name__: reader for reader in (banking77, phrasebank, scitldr, xquad, xquad_each, tatoeba, t0, sgd)
 }
 
 
 if __name__ == "__main__":
-    main()
+    main(READERS)

@@ -27,13 +27,13 @@ from instructrec_jax.answering.ensembles import How, make_ensemble, open_ensembl
 from instructrec_jax.answering.uncertainty_report import calibrate, read_texts
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.distributed.compilations import Compilations
 from instructrec_jax.explanation.explain import Explainer
 from instructrec_jax.files import read_jsonl, write_json, write_jsonl
 from instructrec_jax.metrics.calibration import expected_calibration_error
 from instructrec_jax.metrics.out_of_domain import SCORES, vector_statistics
 from instructrec_jax.runs.run import Run, open_member
 from instructrec_jax.service.answerers import Predicting
-from instructrec_jax.service.compilations import Compilations
 from instructrec_jax.service.warm_up import compile_task
 from instructrec_jax.tasks import ClassificationConfig
 from instructrec_jax.tasks.recalibration import Recalibration

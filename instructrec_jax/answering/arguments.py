@@ -273,7 +273,7 @@ def explain_parser(doc: str) -> argparse.ArgumentParser:
     add("--word", help="explain only the tag of this word, or this written token")
     methods = "integrated (gradients; default), gradient (times input), occlusion, rollout (of attention)"
     choices = ("integrated", "gradient", "occlusion", "rollout")
-    add("--method", choices=choices, nargs="+", default=["integrated"], help=methods)
+    add("--method", choices=choices, nargs="+", default=["integrated"], metavar="NAME", help=methods)
     baseline = "what stands for the words: mask, pad or zero; default: mask where the tokenizer has one, else zero"
     add("--baseline", choices=("mask", "pad", "zero"), help=baseline)
     most = "steps of the integral at most, a power of two (default: 512)"
