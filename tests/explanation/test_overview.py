@@ -65,7 +65,7 @@ def test_the_report_has_them(
     monkeypatch.setattr(overview, "most_faithful", lambda measured: measured.rows[0])
     evaluate.main([str(folder), "--explanations", "3", "--no_baselines", "--split", "validation"])
     found, page = shown(folder)
-    assert found["texts_measured"] <= 3 and len(found["methods"]) == 3
+    assert found["texts_measured"] <= 3 and len(found["methods"]) == 4
     assert found["method"] == "integrated gradients" and len(found["texts"]) == 3 and found["targets"]
     assert "Words for and against each prediction" in page and 'class="shade"' in page
     assert "with explanations" in capsys.readouterr().out

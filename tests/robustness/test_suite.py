@@ -124,7 +124,8 @@ def test_every_shipped_suite_is_read(kind: str, language: str) -> None:
 
 
 def test_every_task_has_a_suite_or_is_named_here() -> None:
-    assert set(FAMILIES) | WITHOUT == set(TaskConfig.get_known_choices())
+    registered = {name for name in TaskConfig.get_known_choices() if not name.startswith("test-")}  # of other tests
+    assert set(FAMILIES) | WITHOUT == registered
     assert not set(FAMILIES) & WITHOUT
     with pytest.raises(ValueError, match="no default suite for the task masked_lm"):
         shipped_suite("masked_lm", "en")

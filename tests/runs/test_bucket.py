@@ -27,7 +27,7 @@ from instructrec_jax.remote import cache_folder, run_folder, with_urls
 from instructrec_jax.runs.bucket import Mirror, local_run, send
 from instructrec_jax.runs.directory import RunLock
 from instructrec_jax.runs.run import Run, require_finished
-from instructrec_jax.train import train, tune
+from instructrec_jax.train import train, train_run
 from instructrec_jax.training.optimizer import OptimizerConfig
 
 
@@ -153,12 +153,12 @@ def test_given_examples_lie_in_the_bucket(run: str, checkpoint: Path, tmp_path: 
     config = tiny_run("classification", checkpoint, tmp_path, steps=2, evaluation__every=0)
     lines = (tmp_path / "train.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    made = tune(replace(config, run_dir=run), train=records)
+    made = train_run(replace(config, run_dir=run), train=records)
     assert made.config.data.train[0].path == str(made.path / "given" / "train.jsonl")
     another_machine()
     opened = Run.open(run)
     assert len(opened.data.examples("train")) == len(records)
-    again = tune(replace(config, run_dir=run, steps=3), train=records)
+    again = train_run(replace(config, run_dir=run, steps=3), train=records)
     assert again.checkpoint == 3
 
 

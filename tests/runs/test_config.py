@@ -170,7 +170,7 @@ def test_settings_from_python(tmp_path: Path) -> None:
 )
 def test_examples_among_the_settings_are_pointed_to_tune(value: object) -> None:
     for settings in ({"data.validation": value}, {"data": {"validation": value}}):
-        with pytest.raises(ConfigError, match=r"`data.validation`.*tune\(settings, validation="):
+        with pytest.raises(ConfigError, match=r"`data.validation`.*train_run\(settings, validation="):
             load({"task.type": "classification", **settings})
 
 

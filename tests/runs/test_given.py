@@ -19,7 +19,7 @@ from instructrec_jax.runs.directory import RunLock, check_run_dir, start_run_dir
 from instructrec_jax.runs.given import with_given, write_given
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks import ClassificationConfig
-from instructrec_jax.train import train, tune
+from instructrec_jax.train import train, train_run
 
 
 def listed(count: int, seed: int = 0) -> list[Example]:
@@ -32,13 +32,13 @@ def listed(count: int, seed: int = 0) -> list[Example]:
 def test_the_run_directory_needs_nothing_else(checkpoint: Path, tmp_path: Path) -> None:
     config = tiny_run("classification", checkpoint, tmp_path, steps=1, data__train=[], data__validation=[])
     config = replace(config, data=replace(config.data, test=[]))
-    run = tune(config, train=listed(12))
+    run = train_run(config, train=listed(12))
     own = load(run.path / "config.yaml")
     assert [source.path for source in own.data.train] == [str(run.path / "given" / "train.jsonl")]
     train(replace(own, steps=2))  # resumes from the files alone
     config = replace(config, steps=3)
     with pytest.raises(ValueError, match="the training data changed since"):
-        tune(config, train=listed(12)[1:])
+        train_run(config, train=listed(12)[1:])
     assert len(read_jsonl(run.path / "given" / "train.jsonl")) == 12  # a refused list is not written
     moved = Run.open(shutil.move(run.path, tmp_path / "moved"))
     assert list(moved.data.examples("train")) == listed(12) and moved.checkpoint == 2
@@ -159,5 +159,5 @@ def test_what_the_task_cannot_use_is_named_and_nothing_is_written(
 ) -> None:
     config = tiny_run("classification", checkpoint, tmp_path)
     with pytest.raises(ValueError, match=named):
-        tune(config, train=given)
+        train_run(config, train=given)
     assert not Path(config.run_dir).exists()
