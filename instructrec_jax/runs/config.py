@@ -1,6 +1,7 @@
 """The settings of every verb: one tree, made of the config dataclasses of the packages."""
 
 import dataclasses
+import logging
 import os
 import re
 import signal
@@ -363,6 +364,9 @@ def main_guard(main: Callable[[list[str]], object], *, processes: bool = False, 
     keep_freed_memory()
     # print warnings without the source line that raised them
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    for handler in logging.getLogger().handlers:  # importing orbax makes one, which names level and module
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(logging.Formatter("%(message)s"))
     try:
         if processes:
             launch.initialize()

@@ -1,5 +1,9 @@
 """Settings: defaults, files, overrides and errors."""
 
+import io
+import logging
+import sys
+import warnings
 from pathlib import Path
 
 import pandas
@@ -8,7 +12,17 @@ import yaml
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.sources import SourceConfig
-from instructrec_jax.runs.config import DEFAULT, Config, ConfigError, load, parse, setting_names, to_dict, to_yaml
+from instructrec_jax.runs.config import (
+    DEFAULT,
+    Config,
+    ConfigError,
+    load,
+    main_guard,
+    parse,
+    setting_names,
+    to_dict,
+    to_yaml,
+)
 from instructrec_jax.tasks import ClassificationConfig, RetrievalConfig, SpanConfig
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -328,3 +342,15 @@ def test_setting_names_go_through_branches_and_choices() -> None:
     names = setting_names(Config)
     for name in ("run_dir", "optimizer", "optimizer.beta1", "task.type", "task.labels", "task.cutoffs"):
         assert name in names
+
+
+def test_logged_warnings_are_plain_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing orbax gives the root logger a handler that writes WARNING:MODULE: before each."""
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    handler.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    monkeypatch.setattr(sys, "argv", ["verb"])
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    main_guard(lambda args: logging.getLogger("instructrec_jax.data").warning("a column is unread."))
+    assert said.getvalue() == "a column is unread.\n"
