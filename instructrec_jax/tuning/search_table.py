@@ -19,12 +19,12 @@ def table_of(found: Found) -> list[tuple[str, ...]]:
         value = found.value(trial) if trial.evaluations else 0.0
         return order[trial.state], -value if found.greater else value
 
-    rows: list[tuple[str, ...]] = [("trial", found.metric, "step", "seconds", "", "settings")]
+    rows: list[tuple[str, ...]] = [("trial", found.metric, "step", "seconds", "")]
     for trial in sorted(found.trials, key=place):
         step, value = trial.best(greater=found.greater) if trial.evaluations else (0, float("nan"))
         state = "as given" if trial is found.given and trial.state == "finished" else trial.state
-        cells = (str(trial.number), digits(value), f"{step:,}", f"{trial.seconds:,.0f}")
-        rows.append((*cells, "" if state == "finished" else state, said(trial.changes)))
+        cells = (f"{trial.number}: {said(trial.changes)}", digits(value), f"{step:,}", f"{trial.seconds:,.0f}")
+        rows.append((*cells, "" if state == "finished" else state))
     return rows
 
 

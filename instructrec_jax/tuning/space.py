@@ -14,7 +14,8 @@ FIXED = ("run_dir", "overwrite", "data.validation", "data.test", "evaluation", "
 
 def default_space(config: Config) -> SearchSpace:
     """The learning rate, around that of the settings or their default, the weight decay, and what the task declares."""
-    kind = "lora" if config.lora.on else "new" if config.backbone.random_init else "pretrained"
+    is_new = config.backbone.random_init or config.backbone.train_last == 0
+    kind = "lora" if config.lora.on else "new" if is_new else "pretrained"
     rate = config.optimizer.learning_rate or DEFAULT_RATES[kind]
     own: dict[str, Range | Options] = {
         "optimizer.learning_rate": around(rate),
@@ -67,13 +68,18 @@ def with_settings(config: Config, changes: Mapping[str, object]) -> Config:
 
 
 def own_values(config: Config, space: SearchSpace) -> dict[str, object] | None:
-    """The settings' own values of the space's names; None where one is outside of it."""
+    """The settings' own values of the space's names; None where one is outside of it.
+
+    A learning rate that is not set is the default one, in the middle of its range.
+    """
     tree = to_dict(config)
     found: dict[str, object] = {}
     for name, entry in space.items():
         value: object = tree
         for key in name.split("."):
             value = value.get(key) if isinstance(value, dict) else None
+        if value is None and isinstance(entry, Range) and entry.log:
+            value = math.sqrt(entry.low * entry.high)
         if isinstance(entry, Options):
             inside = value in entry.values
         else:

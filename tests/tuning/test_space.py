@@ -12,12 +12,15 @@ def test_the_space_of_a_task(checkpoint: Path, tmp_path: Path) -> None:
     for kind in ("classification", "sequence", "retrieval"):
         config = tiny_run(kind, checkpoint, tmp_path)
         space = default_space(config)
-        assert own_values(config, space) is None or own_values(config, space)["optimizer.learning_rate"] == 3e-3
+        own = own_values(config, space)
+        assert own is None or own["optimizer.learning_rate"] == 3e-3
         for name, entry in space.items():  # the ends of each range are settings that exist
             for value in entry.values if isinstance(entry, Options) else (entry.low, entry.high):
                 assert own_values(with_settings(config, {name: value}), {name: entry}) == {name: value}
     unset = changed(tiny_run("classification", checkpoint, tmp_path), optimizer__learning_rate=None)
-    assert default_space(unset)["optimizer.learning_rate"] == Range(5e-6, 5e-4, log=True)
+    space = default_space(unset)
+    assert space["optimizer.learning_rate"] == Range(5e-6, 5e-4, log=True)
+    assert own_values(unset, space) == {"optimizer.learning_rate": pytest.approx(5e-5), "optimizer.weight_decay": 0.01}
     assert default_space(changed(unset, lora__rank=2))["optimizer.learning_rate"] == Range(2e-5, 2e-3, log=True)
 
 
