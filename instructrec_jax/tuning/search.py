@@ -121,6 +121,7 @@ def _try(
         trained(_of_trial(config, trial, run_of(out, number)), trial, out / "logs" / f"{number}.txt", stops)
     finally:
         keep(out, trial)
+    _, greater = goal_of(run_of(out, number)) or ("", greater)  # known from the first trial on
     print(f"trial {number}: {outcome(trial, greater)}", file=sys.stderr, flush=True)
     if trial.state == "failed" and number == 0 and own is not None:
         file_of(out, number).unlink()

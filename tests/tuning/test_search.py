@@ -120,6 +120,27 @@ def test_a_failed_trial_is_named_and_the_search_goes_on(settings: Config, tmp_pa
             search(given, space, tmp_path / "again", trials=2)
 
 
+def test_a_loss_is_searched_for_its_lowest_value(
+    settings: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same search with the signs of all values turned round."""
+    highest = search(settings, SPACE, tmp_path / "highest", trials=AT_RANDOM + 1)
+    script = tmp_path / "stand_in.py"
+    turned = (
+        script.read_text()
+        .replace('_better": True', '_better": False')
+        .replace('"accuracy": value', '"accuracy": -value')
+    )
+    script.write_text(turned)
+    capsys.readouterr()
+    lowest = search(settings, SPACE, tmp_path / "lowest", trials=AT_RANDOM + 1)
+    assert [trial.changes for trial in lowest.trials] == [trial.changes for trial in highest.trials]
+    assert lowest.best.number == highest.best.number and lowest.value(lowest.best) == -highest.value(highest.best)
+    assert (
+        lowest.given is not None and f"trial 0: {lowest.value(lowest.given):.4f} at step 6" in capsys.readouterr().err
+    )
+
+
 def test_settings_that_cannot_be_compared(settings: Config, tmp_path: Path) -> None:
     wrong: list[tuple[dict[str, Any], int, str]] = [
         ({"data__validation": []}, 2, "data.validation"),
