@@ -244,9 +244,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            with suppress(OSError):  # without locks in the file system, `sweep` deletes nothing either
-                try_lock(file)  # protects it from `sweep`
+        with _opened_and_locked(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -260,6 +258,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.filename in ours:
             explain(error, path)
         raise
+
+
+def _opened_and_locked(temporary: Path) -> BinaryIO:
+    """A new file that `sweep` leaves alone; made again if `sweep` met it between its creation and its lock."""
+    while True:
+        file = open(temporary, "wb")
+        try:
+            if try_lock(file) and os.fstat(file.fileno()).st_nlink > 0:
+                return file
+        except OSError:  # without locks in the file system, `sweep` deletes nothing either
+            return file
+        file.close()
 
 
 def cache_folder() -> Path:

@@ -8,6 +8,7 @@ from typing import Literal, NotRequired, TypedDict
 import numpy as np
 import pytest
 
+from instructrec_jax import files
 from instructrec_jax.files import (
     append_jsonl,
     read_json,
@@ -226,6 +227,26 @@ def test_only_temporary_files_of_the_dead_are_swept(tmp_path):
         assert len(names(tmp_path)) == 1 and not stale.exists()
     sweep(tmp_path)
     assert names(tmp_path) == ["b.txt"]
+
+
+def test_a_sweep_just_before_the_lock_loses_no_file(tmp_path, monkeypatch):
+    """Another process sweeps, or begins to, between the creation of a file and its lock."""
+    real, held, calls = files.try_lock, [], []
+
+    def late(file, **how):
+        calls.append(file.name)
+        if len(calls) == 1:  # the sweep is over: the file has no name any more
+            os.unlink(file.name)
+        if len(calls) == 2:  # the sweep holds the lock, and deletes the file next
+            held.append(open(file.name, "rb"))
+            assert real(held[0])
+        if len(calls) == 3:
+            held[0].close()
+        return real(file, **how)
+
+    monkeypatch.setattr(files, "try_lock", late)
+    write_text(tmp_path / "a.txt", "whole")
+    assert len(calls) == 3 and names(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "whole"
 
 
 def test_the_folder_is_forced_to_disk_after_the_file_has_its_name(tmp_path, monkeypatch):
