@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from instructrec_jax.data.batch import Batch
+from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.launch import place
 from instructrec_jax.distributed.mesh import DeviceMesh
 from instructrec_jax.evaluation.predictor import predictor
@@ -68,7 +69,9 @@ class TrainingSetup:
         Args:
           buffers: buffers of the state; None: the result of the task's `refresh`.
         """
-        return cls._of(config, task, initial_model(config, task, folder, mesh), mesh, buffers)
+        with heartbeat("loading the network"):
+            model = initial_model(config, task, folder, mesh)
+        return cls._of(config, task, model, mesh, buffers)
 
     @classmethod
     def abstract(cls, config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> "TrainingSetup":
@@ -101,7 +104,8 @@ class TrainingSetup:
 
         state = jax.eval_shape(create, model.params) if abstract else create(model.params)
         if buffers is None:
-            buffers = task.refresh(predict_with(model.params)) if task.refresh_every else {}
+            with heartbeat(f"computing {task.refreshes}"):
+                buffers = task.refresh(predict_with(model.params)) if task.refresh_every else {}
         state = replace(state, buffers=buffers)
         shardings = state_shardings(state, model.shardings, mesh)
         teachers = open_teachers(config, task, mesh, are_abstract=abstract)

@@ -1,5 +1,7 @@
 """A setup of shapes alone is that of the arrays: what `plan` compiles is what `train` runs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from tiny_runs import tiny_run
 
 from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.runs import setup
 from instructrec_jax.runs.model import open_task
 from instructrec_jax.runs.setup import TrainingSetup
 
@@ -47,3 +50,18 @@ def test_shapes_dtypes_and_places_of_the_abstract_setup(
         assert leaf.sharding.is_equivalent_to(where, leaf.ndim)
     assert real.model.graphdef == shapes.model.graphdef and real.learning_rate_note == shapes.learning_rate_note
     assert real.state.frozen and int(real.state.step) == 0  # both settings freeze a part
+
+
+def test_what_takes_long_is_said_by_its_name(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Item vectors, or a reference's log-probabilities, may take minutes: "loading the network" would mislead."""
+    said: list[str] = []
+
+    @contextmanager
+    def heartbeat(what: str) -> Iterator[None]:
+        said.append(what)
+        yield
+
+    monkeypatch.setattr(setup, "heartbeat", heartbeat)
+    config = tiny_run("retrieval", checkpoint, tmp_path)
+    TrainingSetup.load(config, open_task(config, checkpoint), checkpoint, make_mesh(config.mesh))
+    assert said == ["loading the network", "computing item vectors"]
