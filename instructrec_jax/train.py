@@ -110,7 +110,8 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
     groups = sources.case_groups(test)  # early, because a missing key is an error
 
     # ------------------------------------------------------------------ model and state
-    setup = TrainingSetup.load(config, task, folder, mesh)
+    with heartbeat("loading the network"):
+        setup = TrainingSetup.load(config, task, folder, mesh)
     state, shardings, predict_with = setup.state, setup.shardings, setup.predict_with
     check_metric(setup, validation or test)
 

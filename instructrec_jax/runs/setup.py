@@ -9,7 +9,6 @@ import numpy as np
 import optax
 
 from instructrec_jax.data.batch import Batch
-from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.launch import place
 from instructrec_jax.distributed.mesh import DeviceMesh
 from instructrec_jax.evaluation.predictor import predictor
@@ -67,20 +66,16 @@ class TrainingSetup:
         """With the pretrained (or randomly initialized) parameters of `folder`, sharded over the mesh.
 
         Args:
-          buffers: buffers of the state; None: the result of the task's `refresh`.
+          buffers: buffers of the state; None: zeros, until the task's `refresh` before the first step.
         """
-        with heartbeat("loading the network"):
-            model = initial_model(config, task, folder, mesh)
-        return cls._of(config, task, model, mesh, buffers)
+        return cls._of(config, task, initial_model(config, task, folder, mesh), mesh, buffers)
 
     @classmethod
     def abstract(cls, config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> "TrainingSetup":
         """With shapes instead of arrays, for devices that need not be present."""
         check_trainable(config)
         model = abstract_model(config, task, folder, mesh)
-        shapes = task.buffer_shapes(model.source.config.get_text_config().hidden_size) if task.refresh_every else {}
-        buffers = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
-        return cls._of(config, task, model, mesh, buffers, abstract=True)
+        return cls._of(config, task, model, mesh, abstract=True)
 
     @classmethod
     def _of(
@@ -89,7 +84,7 @@ class TrainingSetup:
         task: Task,
         model: SplitModel,
         mesh: DeviceMesh,
-        buffers: Buffers | None,
+        buffers: Buffers | None = None,
         abstract: bool = False,
     ) -> "TrainingSetup":
         network, fresh = model.network, config.backbone.random_init
@@ -104,8 +99,9 @@ class TrainingSetup:
 
         state = jax.eval_shape(create, model.params) if abstract else create(model.params)
         if buffers is None:
-            with heartbeat(f"computing {task.refreshes}"):
-                buffers = task.refresh(predict_with(model.params)) if task.refresh_every else {}
+            shapes = task.buffer_shapes(model.source.config.get_text_config().hidden_size)
+            make = jax.ShapeDtypeStruct if abstract else np.zeros
+            buffers = {name: make(shape, np.float32) for name, shape in shapes.items()} if task.refresh_every else {}
         state = replace(state, buffers=buffers)
         shardings = state_shardings(state, model.shardings, mesh)
         teachers = open_teachers(config, task, mesh, are_abstract=abstract)

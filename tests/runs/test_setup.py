@@ -1,18 +1,17 @@
 """A setup of shapes alone is that of the arrays: what `plan` compiles is what `train` runs."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
-from tiny_runs import tiny_run
+from tiny_runs import changed, tiny_run
 
 from instructrec_jax.distributed.mesh import make_mesh
-from instructrec_jax.runs import setup
 from instructrec_jax.runs.model import open_task
 from instructrec_jax.runs.setup import TrainingSetup
+from instructrec_jax.tasks.ranking.retrieval import RetrievalTask
+from instructrec_jax.train import train
 
 
 def layout(tree: Any, shardings: Any) -> list[tuple[str, tuple[int, ...], str, str]]:
@@ -52,16 +51,22 @@ def test_shapes_dtypes_and_places_of_the_abstract_setup(
     assert real.state.frozen and int(real.state.step) == 0  # both settings freeze a part
 
 
-def test_what_takes_long_is_said_by_its_name(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Item vectors, or a reference's log-probabilities, may take minutes: "loading the network" would mislead."""
-    said: list[str] = []
+def test_buffers_are_computed_by_the_loop_alone(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run reads its items, or the answers of a reference, once at its start; a resumed one not at all."""
+    computed: list[int] = []
+    refresh = RetrievalTask.refresh
 
-    @contextmanager
-    def heartbeat(what: str) -> Iterator[None]:
-        said.append(what)
-        yield
+    def counted(task: RetrievalTask, predict: Any) -> Any:
+        computed.append(len(computed))
+        return refresh(task, predict)
 
-    monkeypatch.setattr(setup, "heartbeat", heartbeat)
-    config = tiny_run("retrieval", checkpoint, tmp_path)
-    TrainingSetup.load(config, open_task(config, checkpoint), checkpoint, make_mesh(config.mesh))
-    assert said == ["loading the network", "computing item vectors"]
+    monkeypatch.setattr(RetrievalTask, "refresh", counted)
+    config = tiny_run(
+        "retrieval", checkpoint, tmp_path, evaluation__every=0, task__softmax="full", task__refresh_every=4
+    )
+    train(changed(config, steps=2))
+    assert len(computed) == 1
+    train(config)  # from step 2 to 6
+    assert len(computed) == 2
