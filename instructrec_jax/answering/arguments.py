@@ -267,7 +267,7 @@ def explain_parser(doc: str) -> argparse.ArgumentParser:
     add("path", type=run_path, metavar="RUN", help="run directory")
     add("text", nargs="?", metavar="TEXT", help="one text")
     add("--input", type=input_file, metavar="FILE", help="jsonl, json, csv, tsv or parquet file of texts, or its URL")
-    add("--out", type=Path, metavar="FILE", help=".jsonl file for the explanations; default: a table on stdout")
+    add("--out", type=Path, metavar="FILE", help=".jsonl or .html file to write; default: a table on stdout")
     add("--target", metavar="NAME", help="label, candidate or item to explain; default: the prediction")
     add("--against", metavar="NAME", help="why the target and not this label, candidate or item")
     add("--word", help="explain only the tag of this word, or this written token")

@@ -10,7 +10,7 @@ Scores are shares, so they say that a word is read, not whether it raises the pr
 explain an output at all (Jain & Wallace, 2019, "Attention is not Explanation").
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,11 +21,13 @@ from flax import nnx
 
 from instructrec_jax.backbones.layers import Stack
 from instructrec_jax.data.batch import Batch
+from instructrec_jax.data.example import BadExample
+from instructrec_jax.data.loader import to_devices
 from instructrec_jax.distributed.mesh import data_shards
-from instructrec_jax.explanation.gradients import Attributed, Value, batch_of, values_of
+from instructrec_jax.explanation.gradients import Attributed
+from instructrec_jax.explanation.rows import Asked, Place, Value, packed, sum_of, values_of
 from instructrec_jax.runs.run import Run
-from instructrec_jax.tasks.base import Encoded, Network
-from instructrec_jax.tasks.objective import Objective
+from instructrec_jax.tasks.base import Network
 from instructrec_jax.training.state import Tree
 
 
@@ -50,34 +52,48 @@ class Rollout:
             raise ValueError(f"{why}: use another --method.")
         self.run = run
 
-    def __call__(self, objective: Objective, encoded: Encoded) -> Attributed:
-        """The score of each token. Raises ValueError where the number does not depend on the hidden states."""
-        rows = data_shards(self.run.mesh)
-        batch, length, weights = batch_of(self.run, objective, encoded, rows)
-        slopes, value, attention = self._compiled(objective.value, self.run.model.params, batch, weights)
-        share = np.asarray(slopes, np.float64)
-        if not np.isfinite(share).all():
+    def __call__(self, asked: Sequence[Asked]) -> list[Attributed]:
+        """The scores of the tokens of each. Raises BadExample where a number does not depend on the hidden states."""
+        rows, found = packed(self.run, asked), {}
+        for numbers, batch, weights in rows.blocks(data_shards(self.run.mesh)):
+            value, params = asked[0].objective.value, self.run.model.params
+            slopes, values, attention = self._compiled(value, params, to_devices(batch, self.run.mesh), weights)
+            layers = self._layers(attention)
+            for at, row in enumerate(numbers):
+                share = self._shares(asked, np.asarray(slopes[at], np.float64), rows.places[row])
+                for layer in reversed(layers):
+                    share = (share @ layer[at] + share) / 2
+                for place in rows.places[row]:
+                    number = float(values[at, place.segment])
+                    found[place.number] = Attributed(share[place.tokens], np.zeros((0, 0)), number)
+        return [found[number] for number in range(len(asked))]
+
+    def _shares(self, asked: Sequence[Asked], slopes: np.ndarray, places: Sequence[Place]) -> np.ndarray:
+        """The shares in which the number of each text reads its hidden states, float64 [length]."""
+        if not np.isfinite(slopes).all():
             raise ValueError("the model's outputs are not finite: the run diverged. Train it again.")
-        if not share.any():
-            raise ValueError("the prediction does not depend on the words' hidden states: use another --method.")
-        share /= share.sum()
-        for layer in reversed(self._layers(attention)):
-            share = (share @ layer + share) / 2
-        return Attributed(share[:length], float(value))
+        found = np.zeros_like(slopes)
+        for place in places:
+            own = slopes[place.tokens]
+            if not own.any():
+                said = "the prediction does not depend on the words' hidden states: use another --method."
+                raise BadExample("", "not explained", said, asked[place.number].encoded.example.where)
+            found[place.tokens] = own / own.sum()
+        return found
 
     def _layers(self, attention: Tree) -> list[np.ndarray]:
-        """The weights of each layer, float64 [length, length], from the first to the last."""
+        """The weights of each layer, float64 [rows, length, length], from the first to the last."""
         backbone: Any = self.run.model.network.backbone
         stack: Stack = backbone.layers
         found: dict[int, np.ndarray] = {}
         for block in stack.blocks:
             (values,) = jax.tree.leaves(attention[block.name])
-            found |= {layer: np.asarray(values[n, 0], np.float64) for n, layer in enumerate(block.layers)}
+            found |= {layer: np.asarray(values[n], np.float64) for n, layer in enumerate(block.layers)}
         return [found[layer] for layer in range(stack.num_layers)]
 
     @cached_property
     def _compiled(self) -> Callable[..., tuple[jax.Array, jax.Array, Tree]]:
-        """(value or None, params, batch, weights) -> (|∂F/∂h| [length], F, weights of attention by block)."""
+        """(value or None, params, batch, weights) -> (|∂F/∂h|, [rows, segments] F, weights of attention by block)."""
         graphdef, task, mesh = self.run.model.graphdef, self.run.task, self.run.mesh
 
         def attended(params: Tree, batch: Batch) -> Tree:
@@ -105,12 +121,13 @@ class Rollout:
                 model: Any = nnx.merge(graphdef, params)
                 network = task.view(model)
 
-                def number(hidden: jax.Array) -> jax.Array:
-                    return values_of(task, value, KnownHidden(network, hidden), batch, weights)
+                def total(hidden: jax.Array) -> jax.Array:
+                    return sum_of(value, task, KnownHidden(network, hidden), batch, weights)
 
                 hidden = network.hidden(batch)
-                slopes = jax.grad(lambda h: number(h).sum())(hidden).astype(jnp.float32)
-                return jnp.linalg.norm(slopes[0], axis=-1), number(hidden)[0], attended(params, batch)
+                slopes = jnp.linalg.norm(jax.grad(total)(hidden).astype(jnp.float32), axis=-1)
+                values = values_of(task, KnownHidden(network, hidden), batch, weights)
+                return slopes, values, attended(params, batch)
 
         return compute
 

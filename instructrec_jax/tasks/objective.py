@@ -53,9 +53,9 @@ class Objective:
       weights: an encoded example -> float32, in the shape of its output; None: the number is undefined for it.
       readings: an example -> the strings that its text is made of, in order.
       text: an encoded example -> the one whose text the network reads.
-      gather: encoded examples -> one text each and the task's arrays; None: no arrays.
-      value: (network, batch of one text a row, weights) -> the number of each row, float32 [rows], where `predict` has
-        no gradient.
+      gather: encoded examples -> one text each and the task's arrays; None: no arrays. The same for all of a task.
+      value: (network, batch, weights of its outputs) -> the sum of the numbers of each row, float32 [rows], where
+        `predict` has no gradient; the same for all of a task.
     """
 
     target: str

@@ -50,7 +50,8 @@ def test_equal_to_autograd(name: str, lora: bool, checkpoint: Path, tmp_path: Pa
         explainer = Explainer(run, (), kind, most=64)
         (encoded,) = explainer.asker.encode([explainer.asker.example({"instruction": TEXT}, "here")])[0]
         (objective,) = run.task.objectives(explainer.asker.predict, encoded, Choice("war", "love"))
-        words = explainer.words(objective, encoded)
+        asked = explainer.asked(objective, encoded)
+        words = asked.words
         weights = torch.tensor(objective.weights(encoded), dtype=torch.float64)
 
         def function(vectors: torch.Tensor, weights: torch.Tensor = weights) -> torch.Tensor:
@@ -59,12 +60,12 @@ def test_equal_to_autograd(name: str, lora: bool, checkpoint: Path, tmp_path: Pa
         x = table[torch.tensor(encoded.text.tokens.astype(np.int64))]
         mask = table[run.task.context.tokenizer.mask_token_id] if kind == "mask" else torch.zeros(x.shape[1])
         base = torch.where(torch.tensor(words.owner >= 0)[:, None], mask.double(), x)
-        ours = explainer.gradients.integrated(objective, encoded, words.owner)
+        (ours,) = explainer.gradients.integrated([asked])
         np.testing.assert_allclose(ours.tokens, integrated(function, x, base, ours.steps), atol=TOLERANCE)
         assert ours.error <= 0.01 and ours.tokens[words.owner < 0].tolist() == [0, 0]  # [CLS] and [SEP] stay
     leaf = x[None].clone().requires_grad_()
     (slope,) = torch.autograd.grad(function(leaf).sum(), leaf)
-    gradient = explainer.gradients.gradient_times_input(objective, encoded, words.owner)
+    (gradient,) = explainer.gradients.gradient_times_input([asked])
     np.testing.assert_allclose(gradient.tokens, (x * slope[0]).sum(-1).numpy(), atol=TOLERANCE)
 
 

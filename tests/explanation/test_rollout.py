@@ -31,7 +31,8 @@ def scores_of(run: Run, example: Any, choice: Choice) -> tuple[Any, Any, np.ndar
     explainer = Explainer(run, ("rollout",))
     (encoded,) = explainer.asker.encode([run.task.unanswered(example)])[0]
     objective = run.task.objectives(explainer.asker.predict, encoded, choice)[0]
-    return objective, encoded, Rollout(run)(objective, encoded).tokens
+    (found,) = Rollout(run)([explainer.asked(objective, encoded)])
+    return objective, encoded, found.tokens
 
 
 @pytest.mark.parametrize("name", ["classification", "language_model"])

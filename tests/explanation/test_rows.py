@@ -1,0 +1,61 @@
+"""Explanations of several texts that share rows are those of each text alone."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import task_cases
+from task_cases import SLOW, _moved, examples_of
+from test_explain import run_of
+
+from instructrec_jax.explanation.explain import Explainer, Explanation, methods_of
+from instructrec_jax.explanation.rows import packed
+from instructrec_jax.runs.run import Run
+from instructrec_jax.tasks.generation import written_objectives
+from instructrec_jax.tasks.objective import Choice
+
+networks = task_cases.networks  # a fixture
+SHARED = ("classification", "token_classification", "retrieval", "language_model", "language_model, encoder–decoder")
+ALIKE = ("multilabel", "regression", "similarity", "reranker", "language_model, gpt2", "classification, vit")
+TOLERANCE = 1e-5  # of the largest score: sums are added in another order
+
+
+def assert_same(together: Explanation, alone: Explanation) -> None:
+    assert (together.method, together.target, together.words) == (alone.method, alone.target, alone.words)
+    assert (together.steps, together.unread) == (alone.steps, alone.unread)
+    mine, theirs = (np.array([each.value, *map(float, each.parts)]) for each in (together, alone))
+    np.testing.assert_allclose(mine, theirs, atol=TOLERANCE * max(1.0, np.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("name", [*SHARED, *(pytest.param(name, marks=SLOW) for name in ALIKE)])
+def test_rows_change_nothing(
+    name: str, lora: bool, networks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(written_objectives, "EXPLAINED", 2)
+    run = Run.open(run_of(name, networks, tmp_path, **({"lora__rank": 2} if lora else {})))
+    run.model.params = jax.tree_util.tree_map_with_path(_moved, run.model.params)  # LoRA's b begins at zero
+    records = [replace(e, output=None) for e in examples_of(name)[:4]]
+    choice = Choice(target="item-2" if name == "reranker" else None)
+    explainer = Explainer(run, methods_of(run), most=16)
+    together = explainer.explain(records, choice)
+    alone = [each for record in records for each in explainer.explain([record], choice)]
+    assert len(together) == len(alone) >= 4 * len(explainer.methods)
+    for mine, theirs in zip(together, alone, strict=True):
+        assert_same(mine, theirs)
+    asked = [each for e in records for each in explainer.of_example(explainer.asker.example(e, "here"), choice)]
+    assert len(packed(run, asked)) < len(asked)  # they do share rows
+
+
+def test_integrals_that_have_converged_take_no_more_steps(networks: Any, tmp_path: Path) -> None:
+    """The steps double for the other texts of the row only."""
+    run = Run.open(run_of("classification", networks, tmp_path))
+    factor = 8.0  # a network more curved than a new one
+    run.model.params = jax.tree.map(lambda x: x * np.float32(factor if x.ndim > 2 else 1), run.model.params)
+    found = Explainer(run, most=32).explain([replace(e, output=None) for e in examples_of("classification")])
+    assert len({each.steps for each in found}) > 1
+    for each in found:
+        assert each.converged == (each.completeness_error <= 0.01) and (each.converged or each.steps == 32)
