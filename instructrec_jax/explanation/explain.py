@@ -7,13 +7,13 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from instructrec_jax.answering.evidence import contributions
+from instructrec_jax.answering.evidence import contributions, words_of
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.media.picture import Picture
 from instructrec_jax.data.media.picture_references import PictureFolder
 from instructrec_jax.data.media.pixels import PixelReader
 from instructrec_jax.data.prompts import render
-from instructrec_jax.explanation.gradients import MOST, TOLERANCE, Attributed, Baseline, Gradients
+from instructrec_jax.explanation.gradients import MOST, TOLERANCE, Attributed, Baseline, Gradients, no_gradients
 from instructrec_jax.explanation.patches import Patch, grid_of, vision_of
 from instructrec_jax.explanation.rollout import Rollout, no_rollout
 from instructrec_jax.explanation.rows import Asked
@@ -23,7 +23,15 @@ from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.base import Encoded
 from instructrec_jax.tasks.objective import Choice, NothingToExplain, Objective
 
-Part = str | Patch
+
+@dataclass(frozen=True)
+class Item:
+    """An item of the history, by its id."""
+
+    id: str
+
+
+Part = str | Patch | Item
 Method = Literal["integrated", "gradient", "occlusion", "rollout"]
 METHODS: tuple[Method, ...] = get_args(Method)
 WINDOW = 64  # numbers that are explained together, and share rows
@@ -31,7 +39,7 @@ WINDOW = 64  # numbers that are explained together, and share rows
 
 def methods_of(run: Run) -> tuple[Method, ...]:
     """The methods that a run allows: an ensemble is explained by leaving words out."""
-    if run.members:
+    if run.members or no_gradients(run):
         return ("occlusion",)
     return tuple(method for method in METHODS if method != "rollout" or not no_rollout(run))
 
@@ -59,6 +67,7 @@ class Explanation:
       converged: whether the error is at most 1%; None as above.
       unread: words that were cut off.
       pictures: the scores of the pictures, in order.
+      history: the names of the items of the history, oldest first, and their scores.
     """
 
     text: str
@@ -75,18 +84,25 @@ class Explanation:
     converged: bool | None = None
     unread: tuple[str, ...] = ()
     pictures: tuple[PictureScores, ...] = ()
+    history: tuple[tuple[str, float | None], ...] = ()
 
     def to_record(self) -> dict[str, object]:
-        """JSON of all attributes; `pictures` only where there are some."""
-        found = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "pictures"}
+        """JSON of all attributes; `pictures` and `history` only where there are some."""
+        own = {
+            "pictures": [
+                {"name": each.picture.name, "patches": list(map(list, each.patches))} for each in self.pictures
+            ],
+            "history": [{"item": name, "score": score} for name, score in self.history],
+        }
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in own}
         record = {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
-        shown = [{"name": each.picture.name, "patches": list(map(list, each.patches))} for each in self.pictures]
-        return record | ({"pictures": shown} if shown else {})
+        return record | {name: value for name, value in own.items() if value}
 
     @property
     def parts(self) -> list[float | None]:
         """The scores of `parts_of`."""
-        return [*self.scores, *(score for each in self.pictures for row in each.patches for score in row)]
+        patches = (score for each in self.pictures for row in each.patches for score in row)
+        return [*self.scores, *patches, *(score for _, score in self.history)]
 
 
 class Explainer:
@@ -159,7 +175,7 @@ class Explainer:
 
     def of_example(self, example: Example, choice: Choice) -> list[Asked]:
         """What is explained of an example; its target is some valid one, see `Task.unanswered`."""
-        (encoded,) = self.asker.encode([example])[0]
+        encoded, *_ = self.asker.encode([example])[0]
         return [self.asked(each, encoded) for each in self.run.task.objectives(self.asker.predict, encoded, choice)]
 
     def of_validation(self, limit: int) -> list[Explanation]:
@@ -178,12 +194,20 @@ class Explainer:
             return None
 
     def asked(self, objective: Objective, encoded: Encoded) -> Asked:
-        """A number and the words and patches of its text. Raises NothingToExplain for a text without any."""
+        """A number and the parts of its example. Raises NothingToExplain for one without any."""
+        readings = objective.readings(encoded.example)
+        items = {} if objective.items is None else objective.items(encoded.example)
+        if objective.outputs is not None:
+            grid = grid_of(self.vision, encoded.text)
+            words = words_of(" ".join(reading.string[a:b] for reading in readings for a, b in reading.spans))
+            if not words and not items and grid is None:
+                raise NothingToExplain("the text has no word, and there is no history: there is nothing to explain.")
+            return Asked(objective, encoded, Words(tuple(words), np.zeros(0, np.int32), ()), grid, items)
         text, tokenizer = objective.text(encoded).text, self.run.task.context.tokenizer
         grid, words = grid_of(self.vision, text), Words((), np.full(len(text.tokens), -1, np.int32), ())
         try:
             if tokenizer is not None:
-                words = read_words(text, objective.readings(encoded.example), tokenizer)
+                words = read_words(text, readings, tokenizer)
         except NothingToExplain:
             if grid is None:
                 raise
@@ -219,7 +243,7 @@ class Explainer:
         ]
 
     def occlusion(self, asked: Sequence[Asked]) -> list[Explanation]:
-        """The number less that without each word, and without each patch."""
+        """The number less that without each word, patch and item of the history."""
         parts = [parts_of(each) for each in asked]
         variants = [[self.shortened(a, [part]) for part in own] for a, own in zip(asked, parts, strict=True)]
         kept = [[n for n, e in enumerate(own) if e is not None] for own in variants]
@@ -236,11 +260,12 @@ class Explainer:
         return found
 
     def shortened(self, asked: Asked, parts: Collection[Part]) -> Encoded | None:
-        """The example without some words and patches; None: there is no number of what is left."""
-        words = [part for part in parts if isinstance(part, str)]
-        left = without(asked.encoded.example, words)
+        """The example without some parts; None: there is no number of what is left."""
+        left = without(asked.encoded.example, [part for part in parts if isinstance(part, str)])
         if asked.grid is not None:
-            left = asked.grid.without(left, [part for part in parts if not isinstance(part, str)])
+            left = asked.grid.without(left, [part for part in parts if isinstance(part, tuple)])
+        if gone := {part.id for part in parts if isinstance(part, Item)}:
+            left = replace(left, history=tuple(item for item in left.history if item not in gone))
         try:
             found = self.run.task.encode([self.run.task.unanswered(left)])
         except ValueError:
@@ -249,10 +274,14 @@ class Explainer:
 
     def values(self, asked: Sequence[tuple[Objective, Encoded]]) -> np.ndarray:
         """The number of each objective and example, float64 [asked]."""
-        read = [objective.text(e) for objective, e in asked]
-        outputs = self.run.plain_predictor.over(read, asked[0][0].gather)  # the logits that the gradients are of
+        read, first = [objective.text(e) for objective, e in asked], asked[0][0]
+        predict = self.run.plain_predictor  # the logits that the gradients are of
+        if first.outputs is not None:
+            outputs = iter(first.outputs(predict, read))
+        else:
+            outputs = (output for _, output in predict.over(read, first.gather))
         found = []
-        for (objective, e), (_, output) in zip(asked, outputs, strict=True):
+        for (objective, e), output in zip(asked, outputs, strict=True):
             weights = objective.weights(e)
             assert weights is not None  # of the examples that `shortened` keeps
             found.append(np.sum(np.where(weights != 0, output, 0).astype(np.float64) * weights))
@@ -269,8 +298,8 @@ def drawn(run: Run, limit: int) -> dict[int, Encoded]:
 
 
 def parts_of(asked: Asked) -> list[Part]:
-    """What can be left out of an example: words, then patches."""
-    return [*asked.words.words, *([] if asked.grid is None else asked.grid.patches)]
+    """What can be left out of an example: words, then patches, then items."""
+    return [*asked.words.words, *([] if asked.grid is None else asked.grid.patches), *map(Item, asked.items)]
 
 
 def _summed(method: Method, asked: Asked, found: Attributed) -> Explanation:
@@ -296,6 +325,7 @@ def _explanation(method: Method, asked: Asked, value: float, scores: np.ndarray)
         known[:count],
         unread=words.unread,
         pictures=() if asked.grid is None else _pictures(asked, known[count:]),
+        history=tuple(zip(asked.items.values(), known[len(known) - len(asked.items) :], strict=True)),
     )
 
 

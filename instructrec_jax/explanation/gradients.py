@@ -281,6 +281,8 @@ def words_of(backbone: Any) -> Any:
 
 def no_gradients(run: Run) -> str:
     """Why a run has no gradients to explain it by; "": it has."""
+    if run.task.explained_by == "occlusion":
+        return f"the task {run.config.task.name} has no gradients of words"
     backbone = run.model.params.get("backbone", {})
     there = ("word_embeddings" in part for part in (backbone, backbone.get("text", {})))
     if any(there) or "patches" in backbone:

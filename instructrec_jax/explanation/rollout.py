@@ -136,6 +136,8 @@ def no_rollout(run: Run) -> str:
     """Why a run has no attention rollout; "": it has."""
     if run.members:
         return f"{run.path} is an ensemble, which has no attention of its own"
+    if run.task.explained_by == "occlusion":
+        return f"the task {run.config.task.name} has no attention of words"
     backbone = run.model.params.get("backbone", {})
     if "layers" not in backbone or "word_embeddings" not in backbone:
         return "attention rollout is for encoders and decoders of words"

@@ -1,7 +1,7 @@
 """What is explained of several examples, in packed rows as training and evaluation lay them out."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +26,14 @@ class Asked:
 
     Attributes:
       grid: the patches of a picture; None: the example has no picture.
-      items: ids of the history, where the network reads items instead of words.
+      items: id -> name of the history, where the network reads items.
     """
 
     objective: Objective
     encoded: Encoded
     words: Words
     grid: Grid | None = None
-    items: tuple[str, ...] = ()
+    items: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def shown(explanation: Explanation) -> str:
     if e.unread:
         said = ", ".join(e.unread[:10]) + (", ..." if len(e.unread) > 10 else "")
         lines.append(wrapped(f"cut off by data.max_length, not read: {said}", "", "  ", text_width()))
-    parts = [*zip(e.words, e.scores, strict=True), *_patches(e)]
+    parts = [*zip(e.words, e.scores, strict=True), *_patches(e), *e.history]
     known = [(name, score) for name, score in parts if score is not None]
     largest = max((abs(score) for _, score in known), default=0.0) or 1.0
     rows = [(name, score, abs(score) / largest) for name, score in sorted(known, key=lambda each: -abs(each[1]))]

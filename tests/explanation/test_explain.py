@@ -105,7 +105,7 @@ def test_the_verb_writes_what_it_shows(
             verb.main(arguments)
 
 
-@pytest.mark.parametrize("name", ["masked_lm", "span", "choice"])
+@pytest.mark.parametrize("name", ["masked_lm", "span"])
 def test_a_task_that_cannot_be_explained_is_named(name: str, networks: Any, tmp_path: Path) -> None:
     run = Run.open(run_of(name, networks, tmp_path))
     with pytest.raises(ValueError, match="cannot explain|predicts nothing"):
