@@ -6,11 +6,17 @@ A_l are the attention weights of layer l, averaged over heads; half of a token i
 are the shares in which the number F that is explained reads the last hidden states h, |∂F/∂h_t| / Σ |∂F/∂h|: all at
 [CLS] where a head reads that, at one token where a word is predicted.
 
+An encoder–decoder's decoder layer attends to its own tokens and, behind that, to the encoded text, with weights C_l:
+
+    e += d C_l / 2,   d_{l−1} = d / 2 · (D_l + I) / 2,   then e through the layers of the encoder
+
+What is left in d is the share of the tokens that were written before.
+
 Scores are shares, so they say that a word is read, not whether it raises the prediction; and attention need not
 explain an output at all (Jain & Wallace, 2019, "Attention is not Explanation").
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -44,7 +50,7 @@ class KnownHidden:
 class Rollout:
     """Attention rollout for the objectives of a run; a program is compiled once per length of rows.
 
-    Raises ValueError for an ensemble, and for a network that is no encoder or decoder of words.
+    Raises ValueError for an ensemble, and for a network that reads more than words.
     """
 
     def __init__(self, run: Run):
@@ -58,11 +64,10 @@ class Rollout:
         for numbers, batch, weights in rows.blocks(data_shards(self.run.mesh)):
             value, params = asked[0].objective.value, self.run.model.params
             slopes, values, attention = self._compiled(value, params, to_devices(batch, self.run.mesh), weights)
-            layers = self._layers(attention)
+            layers = {name: self._layers(name, each) for name, each in attention.items()}
             for at, row in enumerate(numbers):
                 share = self._shares(asked, np.asarray(slopes[at], np.float64), rows.places[row])
-                for layer in reversed(layers):
-                    share = (share @ layer[at] + share) / 2
+                share = rolled(share, {name: [layer[at] for layer in each] for name, each in layers.items()})
                 for place in rows.places[row]:
                     number = float(values[at, place.segment])
                     found[place.number] = Attributed(share[place.tokens], np.zeros((0, 0)), number)
@@ -74,20 +79,19 @@ class Rollout:
             raise ValueError("the model's outputs are not finite: the run diverged. Train it again.")
         found = np.zeros_like(slopes)
         for place in places:
-            own = slopes[place.tokens]
+            own = slopes[place.outputs]
             if not own.any():
                 said = "the prediction does not depend on the words' hidden states: use another --method."
                 raise BadExample("", "not explained", said, asked[place.number].encoded.example.where)
-            found[place.tokens] = own / own.sum()
+            found[place.outputs] = own / own.sum()
         return found
 
-    def _layers(self, attention: Tree) -> list[np.ndarray]:
-        """The weights of each layer, float64 [rows, length, length], from the first to the last."""
-        backbone: Any = self.run.model.network.backbone
-        stack: Stack = backbone.layers
+    def _layers(self, name: str, attention: Tree) -> list[np.ndarray]:
+        """The weights of each layer, float64 [rows, queries, keys], from the first to the last."""
+        stack, part = stacks_of(self.run.model.network.backbone)[name]
         found: dict[int, np.ndarray] = {}
         for block in stack.blocks:
-            (values,) = jax.tree.leaves(attention[block.name])
+            (values,) = jax.tree.leaves(attention[block.name][part] if part else attention[block.name])
             found |= {layer: np.asarray(values[n], np.float64) for n, layer in enumerate(block.layers)}
         return [found[layer] for layer in range(stack.num_layers)]
 
@@ -97,21 +101,28 @@ class Rollout:
         graphdef, task, mesh = self.run.model.graphdef, self.run.task, self.run.mesh
 
         def attended(params: Tree, batch: Batch) -> Tree:
-            """The gradients of zeros in the attention of each block, [layers, rows, length, length]."""
+            """The gradients of zeros in each attention, [layers, rows, queries, keys], by `stacks_of` and block."""
             model: Any = nnx.merge(graphdef, params)
-            stack: Stack = model.backbone.layers
             rows, length = batch.texts.tokens.shape
-            for block in stack.blocks:
-                for _, module in nnx.iter_modules(getattr(stack, block.name)):
-                    if hasattr(module, "weights"):
-                        module.weights = nnx.Param(jnp.zeros((block.count, rows, length, length)))
+            outputs = batch.outputs.tokens.shape[1]
+            shapes = {"layers": (length, length), "encoder": (length, length)}
+            shapes |= {"decoder": (outputs, outputs), "cross": (outputs, length)}
+            for name, (stack, part) in stacks_of(model.backbone).items():
+                for block in stack.blocks:
+                    for path, module in nnx.iter_modules(getattr(stack, block.name)):
+                        if hasattr(module, "weights") and part in ("", *path[:1]):
+                            module.weights = nnx.Param(jnp.zeros((block.count, rows, *shapes[name])))
             noting, zeros, *others = nnx.split(model, lambda path, _: path[-1] == "weights", ...)
 
             def total(zeros: nnx.State[Hashable, object]) -> jax.Array:
                 network: Any = nnx.merge(noting, zeros, *others)
                 return network.hidden(batch).astype(jnp.float32).sum()
 
-            return nnx.to_pure_dict(jax.grad(total)(zeros))["backbone"]["layers"]
+            found = nnx.to_pure_dict(jax.grad(total)(zeros))["backbone"]
+            if "layers" in found:
+                return {"layers": found["layers"]}
+            encoder, decoder = (found[side]["layers"] for side in ("encoder", "decoder"))
+            return {"encoder": encoder, "decoder": decoder, "cross": decoder}
 
         @partial(jax.jit, static_argnums=0)
         def compute(
@@ -132,6 +143,31 @@ class Rollout:
         return compute
 
 
+def stacks_of(backbone: Any) -> dict[str, tuple[Stack, str]]:
+    """name -> (its layers, the module of a layer that attends; "": the only one)."""
+    if hasattr(backbone, "layers"):
+        return {"layers": (backbone.layers, "")}
+    decoder = backbone.decoder.layers
+    own = {"decoder": (decoder, "attention"), "cross": (decoder, "cross_attention")}
+    return {"encoder": (backbone.encoder.layers, ""), **own}
+
+
+def rolled(share: np.ndarray, layers: Mapping[str, Sequence[np.ndarray]]) -> np.ndarray:
+    """The shares of a row's outputs carried back to the tokens of its text, float64 [length]; see the module.
+
+    Args:
+      layers: weights of a row by the names of `stacks_of`, from the first layer to the last.
+    """
+    if "layers" not in layers:
+        written, share = share, np.zeros(layers["cross"][0].shape[1])
+        for own, cross in zip(reversed(layers["decoder"]), reversed(layers["cross"]), strict=True):
+            share = share + written @ cross / 2
+            written = (written @ own + written) / 4
+    for layer in reversed(layers["layers" if "layers" in layers else "encoder"]):
+        share = (share @ layer + share) / 2
+    return share
+
+
 def no_rollout(run: Run) -> str:
     """Why a run has no attention rollout; "": it has."""
     if run.members:
@@ -139,6 +175,7 @@ def no_rollout(run: Run) -> str:
     if run.task.explained_by == "occlusion":
         return f"the task {run.config.task.name} has no attention of words"
     backbone = run.model.params.get("backbone", {})
-    if "layers" not in backbone or "word_embeddings" not in backbone:
-        return "attention rollout is for encoders and decoders of words"
-    return ""
+    has_layers = "layers" in backbone or {"encoder", "decoder"} <= set(backbone)
+    if has_layers and "word_embeddings" in backbone and run.task.context.pixels is None:
+        return ""
+    return "attention rollout is for networks of words alone"

@@ -38,12 +38,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a text lies in its row: the number of the text, its segment (from 0), its tokens and its images."""
+    """Where a text lies in its row: the number of the text, its segment (from 0), tokens and images.
+
+    `outputs`: the tokens that have outputs, of the target where there is one.
+    """
 
     number: int
     segment: int
     tokens: slice
     images: slice
+    outputs: slice
 
 
 @dataclass(frozen=True)
@@ -117,8 +121,12 @@ def _places(texts: BatchTexts, plan: Plan) -> tuple[tuple[Place, ...], ...]:
     for number, text in enumerate(texts.texts):
         row, start = int(plan.row[number]), int(plan.start[number])
         count = 0 if text.images is None else len(text.images.pictures)
-        tokens = slice(start, start + len(text.tokens))
-        found[row].append(Place(number, int(plan.segment[number]) - 1, tokens, slice(images[row], images[row] + count)))
+        tokens = outputs = slice(start, start + len(text.tokens))
+        if text.target is not None and plan.target_start is not None:
+            first = int(plan.target_start[number])
+            outputs = slice(first, first + len(text.target))
+        seen = slice(images[row], images[row] + count)
+        found[row].append(Place(number, int(plan.segment[number]) - 1, tokens, seen, outputs))
         images[row] += count
     return tuple(map(tuple, found))
 
