@@ -17,7 +17,7 @@ from PIL import Image
 from tiny_pictures import image_network, png
 from tiny_runs import changed, final_parameters, rows
 
-from instructrec_jax import predict, train
+from instructrec_jax import evaluate, predict, train
 from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.answering.ensembles import ensemble_of
 from instructrec_jax.answering.exporting import export
@@ -28,8 +28,9 @@ from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.compilations import Compilations
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.evaluation.evaluator import EvaluationConfig
-from instructrec_jax.explanation.explain import Explainer
-from instructrec_jax.files import read_jsonl, write_jsonl
+from instructrec_jax.evaluation.explained import Explanations
+from instructrec_jax.explanation import overview
+from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import RunData
@@ -181,13 +182,22 @@ def test_a_classifier_of_transformers_keeps_its_head(tmp_path: Path) -> None:
     assert [answer.probabilities[label] for label in labels] == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("verb", "said"), [("explain", "none for a run that reads pictures"), ("vectors", "reads pictures alone")]
-)
-def test_what_is_not_there_says_so(verb: str, said: str, tuned: Config) -> None:
-    run = Run.open(Path(tuned.run_dir))
-    with pytest.raises(ValueError, match=said):
-        Explainer(run, ["occlusion"]) if verb == "explain" else run.encode("a text")
+def test_vectors_of_texts_are_not_there(tuned: Config) -> None:
+    with pytest.raises(ValueError, match="reads pictures alone"):
+        Run.open(Path(tuned.run_dir)).encode("a text")
+
+
+def test_its_patches_are_explained_in_the_report(
+    tuned: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(tuned.run_dir, tmp_path / "run")
+    monkeypatch.setattr(overview, "most_faithful", lambda measured: measured.rows[-1])
+    evaluate.main([str(run), "--explanations", "3", "--no_baselines", "--split", "validation"])
+    found, page = read_json(run / "explanations.json", Explanations), (run / "report.html").read_text()
+    assert found["method"] == "occlusion" and [each["name"] for each in found["methods"]][0] == "integrated gradients"
+    assert len(found["texts"]) == 3 == page.count('class="heat"')
+    assert all(len(each["pictures"][0]["shades"]) == 4 for each in found["texts"])
+    assert found["targets"] == [] and "Words for and against each prediction" not in page  # there are no words
 
 
 def test_a_student_learns_from_it_and_an_ensemble_averages_it(

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import task_cases
-from helpers import task_config
-from task_cases import CASES, SLOW, examples_of, settings_of
-from tiny_runs import untrained_run
+from explained_runs import run_of
+from task_cases import CASES, SLOW, examples_of
 
 from instructrec_jax.explanation.explain import Explainer, Explanation, methods_of
 from instructrec_jax.runs.run import Run
@@ -30,17 +29,10 @@ CANNOT = {
 QUICK = ("classification, vit", "contrastive", "language_model, llava", "span")
 
 
-def opened(name: str, networks: Any, folder: Path) -> Run:
-    case = CASES[name]
-    task = task_config(name.partition(",")[0], folder / "catalogue", **settings_of(name, networks))
-    length = 64 if case.network == "bert" else 128
-    return Run.open(untrained_run(folder / "run", task, networks[case.network, False], length))
-
-
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=SLOW) for name in CASES])
 def test_explained_or_named(name: str, networks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(written_objectives, "EXPLAINED", 2)
-    run = opened(name, networks, tmp_path)
+    run = Run.open(run_of(name, networks, tmp_path))
     records = [replace(e, output=e.output if name == "contrastive" else None) for e in examples_of(name)[2:4]]
     choice = Choice(target="item-2" if name.startswith(("reranker", "language_model_ranking")) else None)
     if name in CANNOT:

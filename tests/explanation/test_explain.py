@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import task_cases
-from helpers import task_config
-from task_cases import CASES, SLOW, examples_of
-from tiny_runs import untrained_run
+from explained_runs import run_of
+from task_cases import SLOW, examples_of
 
 from instructrec_jax import explain as verb
 from instructrec_jax.data.example import BadExample
@@ -35,13 +34,6 @@ EXPLAINED = {
     "language_model, encoder–decoder": "log-probability",
 }
 ALIKE = ("multilabel", "regression", "similarity", "language_model, encoder–decoder")  # with -m slow only
-
-
-def run_of(name: str, networks: Any, folder: Path, **settings: Any) -> Path:
-    case = CASES[name]
-    task = task_config(name.partition(",")[0], folder / "catalogue", **case.settings)
-    length = 64 if case.network == "bert" else 128
-    return untrained_run(folder / "run", task, networks[case.network, False], length, **settings)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW) if name in ALIKE else name for name in EXPLAINED])

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import task_cases
+from explained_runs import run_of
 from PIL import Image
-from test_every_task import opened
 from tiny_pictures import png
 
 from instructrec_jax import explain as verb
@@ -31,7 +31,7 @@ def test_words_are_shaded_and_escaped() -> None:
 
 def test_the_verb_draws_heat_maps(networks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of pictures beside the file of records; their scores are those of the JSON."""
-    run = opened("classification, vit", networks, tmp_path).path
+    run = run_of("classification, vit", networks, tmp_path)
     (tmp_path / "a b.png").write_bytes(png(1))
     write_jsonl(tmp_path / "in.jsonl", [{"instruction": "", "image": "a b.png"}])
     for ending in ("html", "jsonl"):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import task_cases
 import torch
+from explained_runs import run_of
 from helpers import SUBJECTS, task_config
 from task_cases import examples_of
-from test_every_task import opened
 from tiny_pictures import png
 from tiny_runs import untrained_run
 from transformers import ViTForImageClassification
@@ -82,7 +82,7 @@ def test_equal_to_pytorch(networks: Any, tmp_path: Path) -> None:
 def test_words_and_patches_add_up(name: str, networks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Integrated gradients of both together are what both baselines lose; occlusion is brute force."""
     monkeypatch.setattr(written_objectives, "EXPLAINED", 1)
-    run = opened(name, networks, tmp_path)
+    run = Run.open(run_of(name, networks, tmp_path))
     example = examples_of(name)[2]
     explainer = Explainer(run, ("integrated", "occlusion"), most=64)
     (asked,) = explainer.of_example(explainer.asker.example(example, "here"), Choice())

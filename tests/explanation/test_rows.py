@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 import task_cases
+from explained_runs import run_of
 from task_cases import SLOW, _moved, examples_of
-from test_explain import run_of
 
 from instructrec_jax.explanation.explain import Explainer, Explanation, methods_of
 from instructrec_jax.explanation.rows import packed
