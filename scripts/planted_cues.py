@@ -1,7 +1,7 @@
 """Planted cues: which methods of `explain` rank the word first that alone decides the label.
 
-    python scripts/planted_cues.py --backbone all-MiniLM-L6-v2 --out planted
-    python scripts/planted_cues.py --backbone all-MiniLM-L6-v2 --out planted --seed 1 --steps 200
+    python scripts/planted_cues.py --out planted
+    python scripts/planted_cues.py --backbone all-MiniLM-L6-v2 --out planted --learning_rate 5e-5 --seed 1
 
 Texts are words drawn at random, which say nothing of the label. One of them is a cue, and each cue has a label of its
 own. A network is tuned on such texts, and held-out texts with a cue are explained by each method. Two kinds of data:
@@ -39,9 +39,11 @@ BATCH = 16
 
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", type=Path, required=True, help="HuggingFace folder of an encoder")
+    network = "HuggingFace folder of an encoder (default: films, the small network of the embedded demo)"
+    parser.add_argument("--backbone", default="films", help=network)
     parser.add_argument("--out", type=Path, required=True, help="folder of the data, runs and table; must not exist")
-    parser.add_argument("--steps", type=int, default=100, help="updates of each run (default: 100)")
+    parser.add_argument("--steps", type=int, default=300, help="updates of each run (default: 300)")
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="its peak (default: 1e-3)")
     parser.add_argument("--texts", type=int, default=COUNTS["test"], help="held-out texts (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="of texts and training (default: 0)")
     options = parser.parse_args(args)
@@ -52,7 +54,7 @@ def main(args: list[str] | None = None) -> None:
         folder = options.out / str(number)
         counts = COUNTS | {"test": options.texts}
         files = {split: written(folder, split, count, without, options.seed) for split, count in counts.items()}
-        run_dir = train(load(settings_of(options.backbone, files, folder / "run", options.steps, options.seed)))
+        run_dir = train(load(settings_of(options, files) | {"run_dir": str(folder / "run")}))
         found[kind] = measured(Run.open(run_dir), files["test"])
     write_json(options.out / "planted_cues.json", found)
     print(table(found))
@@ -77,12 +79,12 @@ def written(folder: Path, split: str, count: int, without: float, seed: int) -> 
     return folder / f"{split}.jsonl"
 
 
-def settings_of(backbone: Path, files: Mapping[str, Path], run_dir: Path, steps: int, seed: int) -> dict[str, object]:
+def settings_of(options: argparse.Namespace, files: Mapping[str, Path]) -> dict[str, object]:
     return {
-        "run_dir": str(run_dir),
-        "seed": seed,
-        "steps": steps,
-        "backbone.path": str(backbone),
+        "seed": options.seed,
+        "steps": options.steps,
+        "optimizer.learning_rate": options.learning_rate,
+        "backbone.path": options.backbone,
         "task.type": "classification",
         "data.batch_size": BATCH,
         "data.max_length": 64,
