@@ -118,7 +118,8 @@ class Explainer:
     def __init__(
         self, run: Run, methods: Sequence[Method] = ("integrated",), baseline: Baseline | None = None, most: int = MOST
     ):
-        self.vision = vision_of(run.model.network.backbone) if "backbone" in run.model.params else None
+        own = run.members[0] if run.members else run
+        self.vision = vision_of(own.model.network.backbone) if "backbone" in own.model.params else None
         if run.task.context.pixels is not None and self.vision is None:
             raise ValueError("explanations are by word and by patch: there are none for a run that reads sounds.")
         self.run, self.methods = run, tuple(methods)

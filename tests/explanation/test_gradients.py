@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -82,3 +83,22 @@ def test_what_does_not_converge_or_compute_is_named(checkpoint: Path, tmp_path: 
         for method in explainer.methods:
             with pytest.raises(ValueError, match=error):
                 Explainer(run, (method,), most=8).explain([TEXT], Choice("war"))
+
+
+def test_memory_is_flat_in_the_steps(checkpoint: Path, tmp_path: Path) -> None:
+    """The one program of all numbers of steps has room for their points, and for no more vectors."""
+    run = Run.open(untrained_run(tmp_path / "run", task_config("classification", tmp_path), checkpoint, 64))
+    sizes = []
+    for most in (8, 512):
+        gradients = Explainer(run, most=most).gradients
+        compiled = gradients._compiled
+
+        def measured(*args: object, compiled: Any = compiled) -> object:
+            sizes.append(compiled.lower(*args).compile().memory_analysis().temp_size_in_bytes)
+            return compiled(*args)
+
+        gradients._compiled = measured
+        explainer = Explainer(run, most=most)
+        explainer.gradients = gradients
+        explainer.explain([TEXT])
+    assert len(sizes) >= 2 and max(sizes) <= 1.01 * min(sizes)
