@@ -206,10 +206,10 @@ def test_explain_draws_heat_maps(tuned: Config, tmp_path: Path, capsys: pytest.C
     assert len(shades) == 4 and shades[largest] == ("for" if patches.flat[largest] > 0 else "against", "80")
     file = re.search(r"base64,([^']+)'", heat)
     assert file is not None and Image.open(io.BytesIO(base64.b64decode(file[1]))).size == (16, 16)
-    explain.main([tuned.run_dir, str(tmp_path / "a b.png"), "--method", "occlusion"])
+    explain.main([tuned.run_dir, "--image", str(tmp_path / "a b.png"), "--method", "occlusion"])
     assert f"picture 1, row {largest // 2 + 1}, column {largest % 2 + 1}" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"nothing\.png"):
-        explain.main([tuned.run_dir, str(tmp_path / "nothing.png")])
+    with pytest.raises(ValueError, match=r"nothing\.png cannot be read"):
+        explain.main([tuned.run_dir, "--image", str(tmp_path / "nothing.png")])
 
 
 def test_its_patches_are_explained_in_the_report(

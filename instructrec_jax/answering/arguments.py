@@ -266,6 +266,7 @@ def explain_parser(doc: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("path", type=run_path, metavar="RUN", help="run directory")
     add("text", nargs="?", metavar="TEXT", help="one text")
+    add("--image", type=Path, metavar="FILE", help="a picture, alone or beside TEXT")
     add("--input", type=input_file, metavar="FILE", help="jsonl, json, csv, tsv or parquet file of texts, or its URL")
     add("--out", type=Path, metavar="FILE", help=".jsonl or .html file to write; default: a table on stdout")
     add("--target", metavar="NAME", help="label, candidate or item to explain; default: the prediction")

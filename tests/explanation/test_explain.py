@@ -91,6 +91,8 @@ def test_the_verb_writes_what_it_shows(
         ([str(run), "a film", "--out", str(out)], "exists already"),
         ([str(tmp_path), "a film"], "not a run directory"),
         ([str(run), "a film", "--max_steps", "9"], "a power of two"),
+        ([str(run), "a film", "--out", str(tmp_path / "out.txt")], "end in .jsonl or .html"),
+        ([str(run), "--image", str(tmp_path / "none.png")], "none.png cannot be read"),
         ([str(run), "--faithful"], "at least two examples in data.validation"),
     ]:
         with pytest.raises(ValueError, match=error):

@@ -10,6 +10,6 @@ from instructrec_jax.explanation.page import page_of
 def test_words_are_shaded_and_escaped() -> None:
     e = Explanation("<b>good</b> 好", "gradient", "<i>", None, "logit", 1.5, ("good", "好"), (2.0, -1.0))
     page = page_of([e], None)
-    assert "<b>" not in page.partition("class=\"shaded\"")[2].partition("<br>")[2] and "&lt;b&gt;" in page
+    assert "<b>" not in page.partition('class="shaded"')[2].partition("<br>")[2] and "&lt;b&gt;" in page
     assert '--for: 80%">good' in page and '--against: 40%">好' in page
     assert "why &#39;&lt;i&gt;&#39;" in page and "<script" not in page and 'class="heat"' not in page
