@@ -24,13 +24,17 @@ class ShadedPicture(TypedDict):
 
 
 class ShadedText(TypedDict):
-    """An explained text: its pieces in order, each with a shade from −1 to 1; null: a piece of no word."""
+    """An explained text: its pieces in order, each with a shade from −1 to 1; null: a piece of no word.
+
+    `history`: the items that were read, oldest first, with their shades.
+    """
 
     target: str
     value: float
     unit: str
     pieces: list[tuple[str, float | None]]
     pictures: NotRequired[list[ShadedPicture]]
+    history: NotRequired[list[tuple[str, float | None]]]
 
 
 class PushingWord(TypedDict):

@@ -189,10 +189,15 @@ class Gradients:
         room = (-(-max(self.most, self.rows) // self.rows), self.rows)
         points, weights = np.zeros(room), np.zeros(room)
         points.flat[: shares.size], weights.flat[: shares.size] = at, shares
-        of_input = np.float32(shares.ndim == 2)  # gradient × input has no baseline
-        blocks = np.array(-(-shares.size // self.rows), np.int32)
-        floats = (each.astype(np.float32) for each in (points, weights, ends))
-        return Line(tokens.astype(np.int32), zero.astype(np.float32), of_input, *floats, blocks)
+        return Line(
+            tokens=tokens.astype(np.int32),
+            zero=zero.astype(np.float32),
+            no_patches=np.array(shares.ndim == 2, np.float32),  # gradient × input has no baseline
+            points=points.astype(np.float32),
+            shares=weights.astype(np.float32),
+            ends=ends.astype(np.float32),
+            blocks=np.array(-(-shares.size // self.rows), np.int32),
+        )
 
     def _computed(
         self, asked: Sequence[Asked], batch: Batch, weights: np.ndarray, line: Line
@@ -228,7 +233,7 @@ class Gradients:
                 text, base = _ends(nnx.merge(graphdef, params), batch, line)
                 moved = jax.tree.map(jnp.subtract, text, base)
 
-                def at(points: jax.Array) -> Vectors:
+                def at(points: Array) -> Vectors:
                     return jax.tree.map(lambda b, m: b + points.reshape(-1, *[1] * (m.ndim - 1)) * m, base, moved)
 
                 def block(number: jax.Array, total: Vectors) -> Vectors:
@@ -283,7 +288,7 @@ def no_gradients(run: Run) -> str:
     """Why a run has no gradients to explain it by; "": it has."""
     if run.task.explained_by == "occlusion":
         return f"the task {run.config.task.name} has no gradients of words"
-    backbone = run.model.params.get("backbone", {})
+    backbone: Any = run.model.params.get("backbone", {})
     there = ("word_embeddings" in part for part in (backbone, backbone.get("text", {})))
     if any(there) or "patches" in backbone:
         return ""

@@ -84,14 +84,18 @@ def _method(row: MethodRow) -> MeasuredMethod:
 
 
 def pushed(explained: Iterable[Explanation]) -> list[PushedTarget]:
-    """The words of each predicted target with the largest mean scores; targets by their number of texts with words."""
+    """The words (and items of the history) of each predicted target with the largest mean scores.
+
+    Targets by their number of texts with words.
+    """
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     texts: dict[str, int] = defaultdict(int)
     for e in explained:
-        texts[e.target] += bool(e.words)
-        for word, score in zip(e.words, e.scores, strict=True):
+        named = [*zip(map(str.casefold, e.words), e.scores, strict=True), *e.history]
+        texts[e.target] += bool(named)
+        for word, score in named:
             if score is not None:
-                scores[e.target][word.casefold()].append(score)
+                scores[e.target][word].append(score)
     most = sorted((target for target in texts if texts[target]), key=lambda target: (-texts[target], target))[:TARGETS]
     return [{"target": target, "words": _largest(scores[target])} for target in most]
 

@@ -40,6 +40,8 @@ def shaded(explanation: Explanation, reader: PixelReader | None = None) -> Shade
         "unit": e.unit,
         "pieces": [each for each in pieces if each[0]],
     }
+    if e.history:
+        found["history"] = [(name, None if score is None else score / largest) for name, score in e.history]
     if reader is not None and e.pictures:
         found["pictures"] = [_picture(each, largest, reader) for each in e.pictures]
     return found

@@ -86,7 +86,7 @@ class Rollout:
             found[place.outputs] = own / own.sum()
         return found
 
-    def _layers(self, name: str, attention: Tree) -> list[np.ndarray]:
+    def _layers(self, name: str, attention: Any) -> list[np.ndarray]:
         """The weights of each layer, float64 [rows, queries, keys], from the first to the last."""
         stack, part = stacks_of(self.run.model.network.backbone)[name]
         found: dict[int, np.ndarray] = {}
