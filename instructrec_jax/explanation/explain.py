@@ -200,10 +200,10 @@ class Explainer:
         items = {} if objective.items is None else objective.items(encoded.example)
         if objective.outputs is not None:
             grid = grid_of(self.vision, encoded.text)
-            words = words_of(" ".join(reading.string[a:b] for reading in readings for a, b in reading.spans))
-            if not words and not items and grid is None:
+            said = words_of(" ".join(reading.string[a:b] for reading in readings for a, b in reading.spans))
+            if not said and not items and grid is None:
                 raise NothingToExplain("the text has no word, and there is no history: there is nothing to explain.")
-            return Asked(objective, encoded, Words(tuple(words), np.zeros(0, np.int32), ()), grid, items)
+            return Asked(objective, encoded, Words(tuple(said), np.zeros(0, np.int32), ()), grid, items)
         text, tokenizer = objective.text(encoded).text, self.run.task.context.tokenizer
         grid, words = grid_of(self.vision, text), Words((), np.full(len(text.tokens), -1, np.int32), ())
         try:
