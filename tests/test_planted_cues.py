@@ -44,14 +44,14 @@ def test_cues_are_counted_and_shown() -> None:
 
 
 @pytest.mark.slow
-def test_every_method_that_is_shown_finds_the_cue(checkpoint: Path, tmp_path: Path) -> None:
-    """On a tiny random network, trained until it knows the cues: at least 95%, for occlusion too."""
+def test_every_method_that_is_shown_finds_the_cue(tmp_path: Path) -> None:
+    """At least 95%, where texts without a cue have a label of their own; those beside random orders are left out."""
     out = tmp_path / "planted"
-    planted_cues.main(["--backbone", str(checkpoint), "--out", str(out), "--steps", "400", "--texts", "60"])
+    planted_cues.main(["--out", str(out), "--texts", "60"])
     found = read_json(out / "planted_cues.json", dict)
     assert {len(read_jsonl(out / str(n) / "test.jsonl")) for n in range(2)} == {60}
-    methods = found['with "none"']
-    assert methods["occlusion"]["beats_random"] and methods["occlusion"]["first"][0] >= 0.95
-    assert methods["integrated gradients"]["first"][0] >= 0.95
+    shown = {name: each["first"][0] for name, each in found['with "none"'].items() if each["beats_random"]}
+    assert {"occlusion", "integrated gradients"} <= shown.keys() and min(shown.values()) >= 0.95
+    assert found["cues only"]["occlusion"]["first"][0] >= 0.95
     with pytest.raises(SystemExit, match="exists already"):
-        planted_cues.main(["--backbone", str(checkpoint), "--out", str(out)])
+        planted_cues.main(["--out", str(out)])
