@@ -26,8 +26,8 @@ TOLERANCE = 1e-5  # of the largest score: sums are added in another order
 def assert_same(together: Explanation, alone: Explanation) -> None:
     assert (together.method, together.target, together.words) == (alone.method, alone.target, alone.words)
     assert (together.steps, together.unread) == (alone.steps, alone.unread)
-    mine, theirs = (np.array([each.value, *map(float, each.parts)]) for each in (together, alone))
-    np.testing.assert_allclose(mine, theirs, atol=TOLERANCE * max(1.0, np.abs(theirs).max()))
+    mine, theirs = (np.array([each.value, *each.parts], np.float64) for each in (together, alone))  # None: NaN
+    np.testing.assert_allclose(mine, theirs, atol=TOLERANCE * max(1.0, np.nanmax(np.abs(theirs))))
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -40,7 +40,7 @@ def test_rows_change_nothing(
     run.model.params = jax.tree_util.tree_map_with_path(_moved, run.model.params)  # LoRA's b begins at zero
     records = [replace(e, output=None) for e in examples_of(name)[:4]]
     choice = Choice(target="item-2" if name == "reranker" else None)
-    explainer = Explainer(run, methods_of(run), most=16)
+    explainer = Explainer(run, methods_of(run), most=8)  # rounding may decide whether there are more
     together = explainer.explain(records, choice)
     alone = [each for record in records for each in explainer.explain([record], choice)]
     assert len(together) == len(alone) >= 4 * len(explainer.methods)
