@@ -15,7 +15,7 @@ from task_cases import SLOW, examples_of
 
 from instructrec_jax import explain as verb
 from instructrec_jax.data.example import BadExample
-from instructrec_jax.explanation.explain import Explainer
+from instructrec_jax.explanation.explain import Explainer, methods_of
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.generation import written_objectives
@@ -104,3 +104,18 @@ def test_a_task_that_cannot_be_explained_is_named(name: str, networks: Any, tmp_
     run = Run.open(run_of(name, networks, tmp_path))
     with pytest.raises(ValueError, match="cannot explain|predicts nothing"):
         Explainer(run, ("occlusion",)).explain([replace(examples_of(name)[1], output=None)])
+
+
+def test_an_item_of_the_history_is_scored_by_leaving_it_out(networks: Any, tmp_path: Path) -> None:
+    run = Run.open(run_of("sequence", networks, tmp_path))
+    assert methods_of(run) == ("occlusion",)
+    with pytest.raises(ValueError, match="the task sequence has no gradients of words: only occlusion"):
+        Explainer(run)
+    explainer, example = Explainer(run, ("occlusion",)), replace(examples_of("sequence")[3], output=None)
+    (found,) = explainer.explain([example])
+    assert len(found.history) == len(example.history) == 3 and found.words[:2] == ("a", "film")
+    assert found.to_record()["history"] == [{"item": name, "score": score} for name, score in found.history]
+    (asked,) = explainer.of_example(explainer.asker.example(example, "here"), Choice())
+    gone = run.task.encode([run.task.unanswered(replace(example, history=example.history[1:]))])[0]
+    whole, left = explainer.values([(asked.objective, asked.encoded), (asked.objective, gone)])
+    assert found.history[0][1] == pytest.approx(whole - left, abs=1e-5)
