@@ -89,7 +89,7 @@ def test_memory_is_flat_in_the_steps(checkpoint: Path, tmp_path: Path) -> None:
     """The one program of all numbers of steps has room for their points, and for no more vectors."""
     run = Run.open(untrained_run(tmp_path / "run", task_config("classification", tmp_path), checkpoint, 64))
     sizes = []
-    for most in (8, 512):
+    for most in (16, 512):  # of 8 there is one block, which the compiler treats apart
         gradients = Explainer(run, most=most).gradients
         compiled = gradients._compiled
 
