@@ -1,6 +1,8 @@
 """An image classifier from training to prediction and export."""
 
 import base64
+import io
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +19,7 @@ from PIL import Image
 from tiny_pictures import image_network, png
 from tiny_runs import changed, final_parameters, rows
 
-from instructrec_jax import predict, train
+from instructrec_jax import evaluate, explain, predict, train
 from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.answering.ensembles import ensemble_of
 from instructrec_jax.answering.exporting import export
@@ -28,8 +30,9 @@ from instructrec_jax.data.sources import SourceConfig
 from instructrec_jax.distributed.compilations import Compilations
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.evaluation.evaluator import EvaluationConfig
-from instructrec_jax.explanation.explain import Explainer
-from instructrec_jax.files import read_jsonl, write_jsonl
+from instructrec_jax.evaluation.explained import Explanations
+from instructrec_jax.explanation import overview
+from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import RunData
@@ -181,13 +184,45 @@ def test_a_classifier_of_transformers_keeps_its_head(tmp_path: Path) -> None:
     assert [answer.probabilities[label] for label in labels] == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("verb", "said"), [("explain", "none for a run that reads pictures"), ("vectors", "reads pictures alone")]
-)
-def test_what_is_not_there_says_so(verb: str, said: str, tuned: Config) -> None:
-    run = Run.open(Path(tuned.run_dir))
-    with pytest.raises(ValueError, match=said):
-        Explainer(run, ["occlusion"]) if verb == "explain" else run.encode("a text")
+def test_vectors_of_texts_are_not_there(tuned: Config) -> None:
+    with pytest.raises(ValueError, match="reads pictures alone"):
+        Run.open(Path(tuned.run_dir)).encode("a text")
+
+
+def test_explain_draws_heat_maps(tuned: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of pictures beside the file of records; their scores are those of the JSON."""
+    (tmp_path / "a b.png").write_bytes(png(1))
+    write_jsonl(tmp_path / "in.jsonl", [{"image": "a b.png"}])
+    for ending in ("html", "jsonl"):
+        arguments = [tuned.run_dir, "--input", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / f"out.{ending}")]
+        explain.main([*arguments, "--method", "occlusion"])
+    (record,) = read_jsonl(tmp_path / "out.jsonl")
+    (patches,) = [np.array(each["patches"]) for each in record["pictures"]]
+    assert patches.shape == (2, 2) and patches.any() and record["words"] == [] and "history" not in record
+    page = (tmp_path / "out.html").read_text(encoding="utf-8")
+    heat = page[page.index('class="heat"') :].partition("</span>")[0]
+    largest = int(np.abs(patches).argmax())
+    shades = re.findall(r"<i(?: style=\"--(for|against): (\d+)%\")?></i>", heat)
+    assert len(shades) == 4 and shades[largest] == ("for" if patches.flat[largest] > 0 else "against", "80")
+    file = re.search(r"base64,([^']+)'", heat)
+    assert file is not None and Image.open(io.BytesIO(base64.b64decode(file[1]))).size == (16, 16)
+    explain.main([tuned.run_dir, "--image", str(tmp_path / "a b.png"), "--method", "occlusion"])
+    assert f"picture 1, row {largest // 2 + 1}, column {largest % 2 + 1}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"nothing\.png cannot be read"):
+        explain.main([tuned.run_dir, "--image", str(tmp_path / "nothing.png")])
+
+
+def test_its_patches_are_explained_in_the_report(
+    tuned: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(tuned.run_dir, tmp_path / "run")
+    monkeypatch.setattr(overview, "most_faithful", lambda measured: measured.rows[-1])
+    evaluate.main([str(run), "--explanations", "3", "--no_baselines", "--split", "validation"])
+    found, page = read_json(run / "explanations.json", Explanations), (run / "report.html").read_text()
+    assert found["method"] == "occlusion" and [each["name"] for each in found["methods"]][0] == "integrated gradients"
+    assert len(found["texts"]) == 3 == page.count('class="heat"')
+    assert all(len(each["pictures"][0]["shades"]) == 4 for each in found["texts"])
+    assert found["targets"] == [] and "Words for and against each prediction" not in page  # there are no words
 
 
 def test_a_student_learns_from_it_and_an_ensemble_averages_it(

@@ -16,6 +16,7 @@ ELSEWHERE = {
     "label": "labeling/test_rounds.py",
     "compress": "compression/test_compress.py",
     "explain": "explanation/test_explain.py",
+    "explanation/files": "explanation/test_explain.py",
     "labeling/questions": "labeling/test_asking.py",
     "answering/comparison": "test_evaluate.py",
     **{

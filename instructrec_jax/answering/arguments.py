@@ -266,20 +266,19 @@ def explain_parser(doc: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("path", type=run_path, metavar="RUN", help="run directory")
     add("text", nargs="?", metavar="TEXT", help="one text")
-    add("--input", type=input_file, metavar="FILE", help="jsonl, json, csv, tsv or parquet file of texts, or its URL")
-    add("--out", type=Path, metavar="FILE", help=".jsonl file for the explanations; default: a table on stdout")
-    add("--target", metavar="NAME", help="label, candidate or item to explain; default: the prediction")
-    add("--against", metavar="NAME", help="why the target and not this label, candidate or item")
-    add("--word", help="explain only the tag of this word, or this written token")
+    add("--image", type=Path, metavar="FILE", help="a picture, alone or beside TEXT")
+    add("--input", type=input_file, metavar="FILE", help="jsonl, json, csv, tsv, parquet file; or its URL")
+    add("--out", type=Path, metavar="FILE", help=".jsonl or .html file; default: stdout")
+    add("--target", metavar="NAME", help="label, candidate, item; default: the prediction")
+    add("--against", metavar="NAME", help="why the target and not this one")
+    add("--word", help="only the tag of this word, or this written token")
     methods = "integrated (gradients; default), gradient (times input), occlusion, rollout (of attention)"
     choices = ("integrated", "gradient", "occlusion", "rollout")
     add("--method", choices=choices, nargs="+", default=["integrated"], metavar="NAME", help=methods)
     baseline = "what stands for the words: mask, pad or zero; default: mask where the tokenizer has one, else zero"
     add("--baseline", choices=("mask", "pad", "zero"), help=baseline)
-    most = "steps of the integral at most, a power of two (default: 512)"
-    add("--max_steps", type=int, default=512, metavar="N", help=most)
-    faithful = "instead, test on data.validation whether removing the words of each method moves the prediction"
-    add("--faithful", action="store_true", help=faithful)
+    add("--max_steps", type=int, default=512, metavar="N", help="of the integral, a power of two (default: 512)")
+    add("--faithful", action="store_true", help="instead, test the methods on data.validation")
     add("--limit", type=int, default=100, metavar="N", help="examples of --faithful (default: 100)")
     add("--step", type=int, help="step of the checkpoint; default: the best")
     return parser

@@ -85,6 +85,7 @@ class Attention(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
+        self.weights: nnx.Param[jax.Array] | None = nnx.data(None)  # see `attention`
         self.spec = spec
 
     def heads(self, x: jax.Array) -> jax.Array:
@@ -116,6 +117,7 @@ class Attention(nnx.Module):
             causal=causal,
             dropout_rate=self.spec.dropout,
             dropout_keys=keys,
+            weights=self.weights,
         )
         return self.output(out.reshape(*x.shape[:-1], -1), keys)
 

@@ -14,13 +14,27 @@ class MeasuredMethod(TypedDict):
     beats_random: bool
 
 
+class ShadedPicture(TypedDict):
+    """A picture as the network reads it, a data URI, and the shades of its patches, row by row."""
+
+    name: str
+    image: str
+    columns: int
+    shades: list[float | None]
+
+
 class ShadedText(TypedDict):
-    """An explained text: its pieces in order, each with a shade from −1 to 1; null: a piece of no word."""
+    """An explained text: its pieces in order, each with a shade from −1 to 1; null: a piece of no word.
+
+    `history`: the items that were read, oldest first, with their shades.
+    """
 
     target: str
     value: float
     unit: str
     pieces: list[tuple[str, float | None]]
+    pictures: NotRequired[list[ShadedPicture]]
+    history: NotRequired[list[tuple[str, float | None]]]
 
 
 class PushingWord(TypedDict):

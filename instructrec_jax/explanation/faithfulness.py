@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from instructrec_jax.explanation.explain import Explainer, Method, drawn
-from instructrec_jax.explanation.words import Words
+from instructrec_jax.explanation.explain import Explainer, Explanation, Method, drawn, parts_of
+from instructrec_jax.explanation.rows import Asked
 from instructrec_jax.metrics.bootstrap import bootstrap_interval, paired_bootstrap
-from instructrec_jax.tasks.base import Encoded
-from instructrec_jax.tasks.objective import Choice, Objective
+from instructrec_jax.tasks.objective import Choice
 from instructrec_jax.tasks.scores import owners_of
 
 SHARES = (0.1, 0.2, 0.5)
@@ -80,23 +79,21 @@ def faithfulness(explainer: Explainer, choice: Choice, limit: int = 100) -> Fait
     cases = drawn(run, limit)
     if len(cases) < 2:
         raise ValueError("faithfulness needs at least two examples in data.validation.")
+    found = ((number, explainer.first_asked(encoded, choice)) for number, encoded in cases.items())
+    asked = {number: each for number, each in found if each is not None and len(parts_of(each)) > 1}
+    explained = iter(explainer.explanations(list(asked.values())))
     measured: list[np.ndarray] = []
-    used: list[Encoded] = []
-    unit = ""
-    for number, encoded in cases.items():
-        asked = explainer.first_objective(encoded, choice)
-        if asked is None or len(asked[1].words) < 2:
-            continue
-        objective, words = asked
-        found = measure(explainer, objective, encoded, words, np.random.default_rng([run.config.seed, number]))
-        if found is not None:
-            measured.append(found)
-            used.append(encoded)
-            unit = objective.unit
+    used: list[Asked] = []
+    for number, each in asked.items():
+        of_methods = [next(explained) for _ in explainer.methods]
+        moved = measure(explainer, each, of_methods, np.random.default_rng([run.config.seed, number]))
+        if moved is not None:
+            measured.append(moved)
+            used.append(each)
     if len(measured) < 2:
         raise ValueError("too few examples of data.validation can be used: the others have fewer than two words.")
     values = np.stack(measured)  # [examples, methods and random, 2]
-    owners = owners_of([e.example for e in used])
+    owners = owners_of([each.encoded.example for each in used])
     rows = [
         MethodRow(
             method,
@@ -105,28 +102,32 @@ def faithfulness(explainer: Explainer, choice: Choice, limit: int = 100) -> Fait
         )
         for place, method in enumerate(explainer.methods)
     ]
-    means = values[:, -1].mean(0)
+    means, unit = values[:, -1].mean(0), used[-1].objective.unit
     return Faithfulness(tuple(rows), (float(means[0]), float(means[1])), len(used), len(cases) - len(used), unit)
 
 
 def measure(
-    explainer: Explainer, objective: Objective, encoded: Encoded, words: Words, rng: np.random.Generator
+    explainer: Explainer, asked: Asked, explained: Sequence[Explanation], rng: np.random.Generator
 ) -> np.ndarray | None:
     """float64 [methods + 1, 2]: comprehensiveness and sufficiency of each method and, last, of random orders.
 
     None: the network cannot read the text without some of its words.
+
+    Args:
+      explained: the explanations of `asked` by each method.
     """
+    parts = parts_of(asked)
     orders = []
-    for method in explainer.methods:
-        scores = [-np.inf if s is None else s for s in explainer.one(method, objective, encoded, words).scores]
+    for each in explained:
+        scores = [-np.inf if score is None else score for score in each.parts]
         orders.append(np.argsort(-np.array(scores), kind="stable"))
-    orders += [rng.permutation(len(words.words)) for _ in range(RANDOM_ORDERS)]
+    orders += [rng.permutation(len(parts)) for _ in range(RANDOM_ORDERS)]
     removed = [part for order in orders for part in _removed(order)]
-    left = [explainer.shortened(encoded, [words.words[place] for place in part]) for part in removed]
-    there = [e for e in left if e is not None and objective.weights(e) is not None]
+    left = [explainer.shortened(asked, [parts[place] for place in some]) for some in removed]
+    there = [e for e in left if e is not None]
     if len(there) < len(left):
         return None
-    whole, *rest = explainer.values(objective, [encoded, *there])
+    whole, *rest = explainer.values([(asked.objective, e) for e in (asked.encoded, *there)])
     lost = (whole - np.array(rest)).reshape(len(orders), len(SHARES), 2).mean(1)
     return np.concatenate([lost[:-RANDOM_ORDERS], lost[-RANDOM_ORDERS:].mean(0, keepdims=True)])
 

@@ -1,14 +1,17 @@
-"""Gradient × input and integrated gradients of an objective with respect to the word embeddings.
+"""Gradient × input and integrated gradients of an objective with respect to the embeddings of words and patches.
 
     gradient × input       a_t = x_t · ∂F/∂x_t                                       (Shrikumar et al., 2016)
     integrated gradients   a_t = (x_t − b_t) · ∫₀¹ ∂F/∂x_t (b + α (x − b)) dα        (Sundararajan et al., 2017)
 
 x_t is the word embedding of token t, before positions, norms and scaling. The baseline b has the embedding of the mask
-token (or pad, or zero) at the tokens of words, and x elsewhere. The integral is a Gauss–Legendre sum; Σ a_t equals
-F(x) − F(b) up to its error (completeness).
+token (or pad, or zero) at the tokens of words, and x elsewhere. Patches of pictures are tokens like words: x_t is the
+embedding of a patch, before positions, and b_t that of the mean color. The integral is a Gauss–Legendre sum; Σ a_t over
+words and patches equals F(x) − F(b) up to its error (completeness).
+
+Several texts lie in a row. They do not see each other, so the gradient of the sum of their numbers is that of each.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -20,76 +23,105 @@ from flax import nnx
 
 from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.layers import Embedding
-from instructrec_jax.data.batch import Batch, BatchTexts, lay_out, lengths_of
+from instructrec_jax.backbones.vision import patches_of
+from instructrec_jax.data.batch import Batch
 from instructrec_jax.data.loader import to_devices
-from instructrec_jax.data.packing import fit
 from instructrec_jax.distributed.mesh import data_shards
+from instructrec_jax.explanation.patches import GivenPatches, vision_of
+from instructrec_jax.explanation.rows import Asked, PackedRows, Place, Value, packed, sum_of, values_of
 from instructrec_jax.hf_types import PreTrainedTokenizerBase
-from instructrec_jax.runs.data import buckets, target_buckets
 from instructrec_jax.runs.run import Run
-from instructrec_jax.tasks.base import Encoded, Network, Task
-from instructrec_jax.tasks.objective import Objective
 from instructrec_jax.training.state import Tree
 
-Value = Callable[[Network, Batch, jax.Array], jax.Array]  # see `Objective.value`
 Baseline = Literal["mask", "pad", "zero"]
 FIRST, MOST = 8, 512  # steps of the first try and of the last one; powers of two
 TOLERANCE = 0.01  # completeness error, relative to F(x) − F(b), that needs no more steps
 
+Vectors = dict[str, jax.Array]
+"""Embeddings of a batch, float32: "words" [rows, length, features], "patches" [rows, images, patches, features]; only
+those that the network has."""
+
 
 class GivenVectors(nnx.Module):
-    """Word embeddings that are `vectors` for the tokens of the text, and the table's for other tokens."""
+    """Word embeddings that are `vectors` for the tokens of the text, and the table's for other tokens (of targets)."""
 
-    def __init__(self, inner: Embedding, tokens: Array, vectors: jax.Array):
+    def __init__(self, inner: Embedding, batch: Batch, vectors: jax.Array):
         self.table = inner.table
-        self.look = lambda ids: vectors.astype(inner.dtype) if ids is tokens else inner(ids)
+        every, tokens = batch.targets is None, batch.texts.tokens
+        self.look = lambda ids: vectors.astype(inner.dtype) if every or ids is tokens else inner(ids)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         return self.look(ids)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Attributed:
-    """Attributions of a text's tokens.
+class Line:
+    """Points between the baseline and the text of each row.
 
     Attributes:
-      tokens: float64 [tokens].
+      tokens: int32 [rows, length], of the baseline.
+      zero: float32 [rows, length], 1 where the baseline is zero instead.
+      no_patches: float32 [], 1 where the baseline of patches is zero instead of the mean color.
+      points, shares: float32 [blocks, rows], the points and their weights; `blocks`: int32 [], how many are used.
+      ends: float32 [rows], the points whose numbers are returned.
+    """
+
+    tokens: Array
+    zero: Array
+    no_patches: Array
+    points: Array
+    shares: Array
+    ends: Array
+    blocks: Array
+
+
+@dataclass(frozen=True)
+class Attributed:
+    """Attributions of the tokens and patches of a text.
+
+    Attributes:
+      tokens: float64 [tokens]; patches: float64 [pictures, patches].
       value, baseline: F(x) and F(b).
       steps: points of the integral; 1 for a gradient.
       error: |Σ a − (F(x) − F(b))| / |F(x) − F(b)|; None for methods without completeness.
     """
 
     tokens: np.ndarray
+    patches: np.ndarray
     value: float
     baseline: float | None = None
     steps: int = 1
     error: float | None = None
 
 
-def baseline_token(tokenizer: PreTrainedTokenizerBase, kind: Baseline | None) -> tuple[Baseline, int]:
+def baseline_token(tokenizer: PreTrainedTokenizerBase | None, kind: Baseline | None) -> tuple[Baseline, int]:
     """(kind, id) of the baseline of words; None: mask where the tokenizer has that token, else zero (id 0, unused).
 
     Raises ValueError for a token that the tokenizer does not have.
     """
-    ids = {"mask": tokenizer.mask_token_id, "pad": tokenizer.pad_token_id, "zero": 0}
+    ids = {"mask": None, "pad": None, "zero": 0}
+    if tokenizer is not None:  # a network of images has none
+        ids |= {"mask": tokenizer.mask_token_id, "pad": tokenizer.pad_token_id}
     chosen: Baseline = kind or ("zero" if ids["mask"] is None else "mask")
-    if ids[chosen] is None:
+    number = ids[chosen]
+    if number is None:
         there = ", ".join(name for name, each in ids.items() if each is not None)
         raise ValueError(f"the tokenizer has no {chosen} token: choose --baseline {there}.")
-    return chosen, int(ids[chosen])
+    return chosen, int(number)
 
 
 class Gradients:
     """Attributions by gradients for the objectives of a run; programs are compiled once per length of rows.
 
-    Raises ValueError for an ensemble, and a network without word embeddings.
+    Raises ValueError for an ensemble, and a network without embeddings of words or patches.
     """
 
     def __init__(self, run: Run, baseline: Baseline | None = None, most: int = MOST):
         if run.members:
             raise ValueError(f"{run.path} is an ensemble, whose members have their own gradients: name a member.")
-        if "word_embeddings" not in run.model.params.get("backbone", {}):
-            raise ValueError("the run's network has no word embeddings: only occlusion can explain it.")
+        if why := no_gradients(run):
+            raise ValueError(f"{why}: only occlusion can explain it.")
         if most < FIRST or most & (most - 1):
             raise ValueError(f"--max_steps is {most}, but should be a power of two from {FIRST} on.")
         self.run, self.most = run, most
@@ -98,125 +130,181 @@ class Gradients:
         if self.rows % data_shards(run.mesh):
             self.rows = FIRST * data_shards(run.mesh)
 
-    def gradient_times_input(self, objective: Objective, encoded: Encoded, owner: np.ndarray) -> Attributed:
-        """owner: int32 [tokens], see `words.Words`; unused, because the method has no baseline."""
-        batch, length, weights = batch_of(self.run, objective, encoded, self.rows)
-        sums, values = self._compiled(
-            objective.value, self.run.model.params, batch, weights, *self._points(batch, owner, 0)
-        )
-        return Attributed(np.asarray(sums, np.float64)[:length], _finite(float(values[0])))
+    def gradient_times_input(self, asked: Sequence[Asked]) -> list[Attributed]:
+        """Of each; several rows are computed at once."""
+        rows, found = packed(self.run, asked), {}
+        for numbers, batch, weights in rows.blocks(self.rows):
+            shape = batch.texts.tokens.shape
+            ones = np.ones(shape, np.float32)
+            line = self._line(np.zeros(shape, np.int32), ones, np.ones(1), np.ones((1, self.rows)), ones[:, 0])
+            sums, values = self._computed(asked, batch, weights, line)
+            for at, row in enumerate(numbers):
+                for place in rows.places[row]:
+                    tokens, patches = _of(place, sums, slice(at, at + 1))
+                    found[place.number] = Attributed(tokens, patches, _finite(values[at, place.segment]))
+        return [found[number] for number in range(len(asked))]
 
-    def integrated(self, objective: Objective, encoded: Encoded, owner: np.ndarray) -> Attributed:
-        """Doubles the steps until the completeness error is at most `TOLERANCE`, or `most` steps are taken."""
-        batch, length, weights = batch_of(self.run, objective, encoded, self.rows)
-        steps = FIRST
-        while True:
-            points = self._points(batch, owner, steps)
-            sums, (value, base) = self._compiled(objective.value, self.run.model.params, batch, weights, *points)
-            tokens = np.asarray(sums, np.float64)[:length]
-            value, base = _finite(float(value)), _finite(float(base))
-            moved = value - base
-            error = abs(tokens.sum() - moved) / max(abs(moved), 1e-30)
-            if error <= TOLERANCE or steps >= self.most:
-                return Attributed(tokens, value, base, steps, float(error))
+    def integrated(self, asked: Sequence[Asked]) -> list[Attributed]:
+        """Of each; doubles the steps until the completeness error is at most `TOLERANCE`, or `most` steps are taken."""
+        found: dict[int, Attributed] = {}
+        steps, left = FIRST, list(range(len(asked)))
+        while left:
+            some = [asked[number] for number in left]
+            rows = packed(self.run, some)
+            for row in range(len(rows)):
+                for number, each in self._integrals(some, rows, row, steps):
+                    found[left[number]] = each
             steps *= 2
+            if steps > self.most:
+                break
+            left = [number for number in left if (found[number].error or 0.0) > TOLERANCE]
+        return [found[number] for number in range(len(asked))]
 
-    def _points(self, batch: Batch, owner: np.ndarray, steps: int) -> tuple[np.ndarray, ...]:
-        """(int32 [length] baseline tokens, float32 [length] 1 where the baseline is zero, the points, their weights).
+    def _integrals(
+        self, asked: Sequence[Asked], rows: PackedRows, row: int, steps: int
+    ) -> list[tuple[int, Attributed]]:
+        """(number, attributions) of the texts of one row, which all points of a block have."""
+        batch, weights = rows.chosen([row] * self.rows)
+        tokens = batch.texts.tokens
+        is_word = np.zeros(tokens.shape, bool)
+        for place in rows.places[row]:
+            is_word[:, place.tokens] = asked[place.number].words.owner >= 0
+        base = np.where(is_word, self.token, tokens)
+        nodes, lengths = np.polynomial.legendre.leggauss(steps)  # on [−1, 1]
+        ends = np.zeros(self.rows)
+        ends[0] = 1
+        line = self._line(base, is_word * float(self.kind == "zero"), (nodes + 1) / 2, lengths / 2, ends)
+        sums, values = self._computed(asked, batch, weights, line)
+        found = []
+        for place in rows.places[row]:
+            own, patches = _of(place, sums, slice(None))
+            value, base_value = (_finite(each) for each in values[:2, place.segment])
+            moved = value - base_value
+            error = abs(own.sum() + patches.sum() - moved) / max(abs(moved), 1e-30)
+            found.append((place.number, Attributed(own, patches, value, base_value, steps, float(error))))
+        return found
 
-        Points and weights are float32 [blocks, rows]. steps 0: one point, x, and x itself instead of x − b.
-        """
-        length = batch.texts.tokens.shape[1]
-        tokens = np.array(batch.texts.tokens[0])
-        is_word = np.pad(owner >= 0, (0, length - len(owner)))
-        zero: np.ndarray
-        if steps == 0:
-            at, share, zero = np.ones((1,)), np.ones((1,)), np.ones((length,))
-        else:
-            nodes, lengths = np.polynomial.legendre.leggauss(steps)  # on [−1, 1]
-            at, share = (nodes + 1) / 2, lengths / 2
-            zero = is_word * float(self.kind == "zero")
-            tokens = np.where(is_word, self.token, tokens)
+    def _line(self, tokens: np.ndarray, zero: np.ndarray, at: np.ndarray, shares: np.ndarray, ends: np.ndarray) -> Line:
+        """Room for `most` points, so that their number changes no shape; those of one row are dealt out to all."""
         room = (-(-max(self.most, self.rows) // self.rows), self.rows)
-        points, shares = np.zeros(room), np.zeros(room)
-        points.flat[: len(at)], shares.flat[: len(at)] = at, share
-        blocks = np.array(-(-len(at) // self.rows), np.int32)
-        floats = (each.astype(np.float32) for each in (zero, points, shares))
-        return (tokens.astype(np.int32), *floats, blocks)
+        points, weights = np.zeros(room), np.zeros(room)
+        points.flat[: shares.size], weights.flat[: shares.size] = at, shares
+        return Line(
+            tokens=tokens.astype(np.int32),
+            zero=zero.astype(np.float32),
+            no_patches=np.array(shares.ndim == 2, np.float32),  # gradient × input has no baseline
+            points=points.astype(np.float32),
+            shares=weights.astype(np.float32),
+            ends=ends.astype(np.float32),
+            blocks=np.array(-(-shares.size // self.rows), np.int32),
+        )
+
+    def _computed(
+        self, asked: Sequence[Asked], batch: Batch, weights: np.ndarray, line: Line
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """(attributions of the points of each row, float64; numbers at its end, float64 [rows, segments])."""
+        value, params = asked[0].objective.value, self.run.model.params
+        sums, values = self._compiled(value, params, to_devices(batch, self.run.mesh), weights, line)
+        return {name: np.asarray(x, np.float64) for name, x in sums.items()}, np.asarray(values, np.float64)
 
     @cached_property
-    def _compiled(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
-        """(value or None, params, batch, weights, *points) -> (attributions [length], F(x) and F(b))."""
+    def _compiled(self) -> Callable[..., tuple[Vectors, jax.Array]]:
+        """(value or None, params, batch, weights, line) -> (attributions, [rows, segments] numbers at `Line.ends`)."""
         graphdef, task, mesh = self.run.model.graphdef, self.run.task, self.run.mesh
 
-        def values(
-            value: Value | None, vectors: jax.Array, params: Tree, batch: Batch, weights: jax.Array
-        ) -> jax.Array:
-            """F of each row, float32 [rows], for word embeddings [rows, length, features]."""
-            model: Any = nnx.merge(graphdef, params)  # Any: backbones have no common type
-            model.backbone.word_embeddings = GivenVectors(model.backbone.word_embeddings, batch.texts.tokens, vectors)
-            return values_of(task, value, task.view(model), batch, weights)
+        def given(vectors: Vectors, params: Tree, batch: Batch) -> Any:
+            """The network with these embeddings; Any: backbones have no common type."""
+            model: Any = nnx.merge(graphdef, params)
+            if "words" in vectors:
+                reader = words_of(model.backbone)
+                reader.word_embeddings = GivenVectors(reader.word_embeddings, batch, vectors["words"])
+            if "patches" in vectors:
+                vision: Any = vision_of(model.backbone)
+                patches = vectors["patches"]
+                flat = patches.reshape(-1, *patches.shape[2:]).astype(vision.dtype)
+                vision.patches = GivenPatches(flat)
+            return task.view(model)
 
         @partial(jax.jit, static_argnums=0)
         def integrate(
-            value: Value | None,
-            params: Tree,
-            batch: Batch,
-            weights: jax.Array,
-            base_tokens: jax.Array,
-            zero: jax.Array,
-            points: jax.Array,
-            shares: jax.Array,
-            blocks: jax.Array,
-        ) -> tuple[jax.Array, jax.Array]:
+            value: Value | None, params: Tree, batch: Batch, weights: jax.Array, line: Line
+        ) -> tuple[Vectors, jax.Array]:
             with mesh.tracing():
-                model: Any = nnx.merge(graphdef, params)
-                table = model.backbone.word_embeddings
-                text = table(batch.texts.tokens[0]).astype(jnp.float32)
-                base = jnp.where(zero[:, None] > 0, 0, table(base_tokens).astype(jnp.float32))
-                moved = text - base
+                text, base = _ends(nnx.merge(graphdef, params), batch, line)
+                moved = jax.tree.map(jnp.subtract, text, base)
 
-                def block(number: jax.Array, total: jax.Array) -> jax.Array:
-                    vectors = base + points[number][:, None, None] * moved
-                    slopes = jax.grad(lambda v: values(value, v, params, batch, weights).sum())(vectors)
-                    return total + jnp.tensordot(shares[number], slopes, 1)
+                def at(points: Array) -> Vectors:
+                    return jax.tree.map(lambda b, m: b + points.reshape(-1, *[1] * (m.ndim - 1)) * m, base, moved)
 
-                slope = jax.lax.fori_loop(0, blocks, block, jnp.zeros_like(moved))
-                ends = jnp.zeros(len(batch.texts.tokens)).at[0].set(1.0)
-                both = values(value, base + ends[:, None, None] * moved, params, batch, weights)
-                return (slope * moved).sum(-1), both[:2]
+                def block(number: jax.Array, total: Vectors) -> Vectors:
+                    def sum_at(vectors: Vectors) -> jax.Array:
+                        return sum_of(value, task, given(vectors, params, batch), batch, weights)
+
+                    slopes = jax.grad(sum_at)(at(line.points[number]))
+                    share = line.shares[number]
+                    return jax.tree.map(lambda t, s: t + share.reshape(-1, *[1] * (s.ndim - 1)) * s, total, slopes)
+
+                slopes = jax.lax.fori_loop(0, line.blocks, block, jax.tree.map(jnp.zeros_like, moved))
+                values = values_of(task, given(at(line.ends), params, batch), batch, weights)
+                return jax.tree.map(lambda s, m: (s * m).sum(-1), slopes, moved), values
 
         return integrate
 
 
-def batch_of(run: Run, objective: Objective, encoded: Encoded, rows: int) -> tuple[Batch, int, np.ndarray]:
-    """(the text in each of `rows` rows, its tokens, the weights of the outputs of a row)."""
-    asked, weights = objective.text(encoded), objective.weights(encoded)
-    assert weights is not None  # of an example that nothing was removed from
-    one = BatchTexts([asked.text], None) if objective.gather is None else objective.gather([asked])
-    (length,), targets = lengths_of(one.texts)
-    bucket = next(each for each in buckets(run.config) if each >= length)
-    room = None if targets is None else next(r for r in target_buckets(run.task) if r >= targets[0])
-    laid = lay_out(one, fit(np.array([length]), bucket, targets, room))
-    laid = jax.tree.map(lambda x: np.repeat(x, rows, axis=0), laid)
-    if run.task.per_token:
-        padding = (room or bucket) - len(weights)
-        weights = np.pad(weights, [(0, padding), *[(0, 0)] * (weights.ndim - 1)])
-    return to_devices(laid, run.mesh), int(length), weights
+def _ends(model: Any, batch: Batch, line: Line) -> tuple[Vectors, Vectors]:
+    """The embeddings of a batch and those of its baseline."""
+    text: Vectors = {}
+    base: Vectors = {}
+    if (reader := words_of(model.backbone)) is not None:
+        table = reader.word_embeddings
+        images = batch.images
+        seen = None if images is None else jnp.asarray(images.places) >= 0  # whose id may lie beyond the table
+
+        def look(tokens: Array) -> jax.Array:
+            return table(jnp.asarray(tokens) if seen is None else jnp.where(seen, 0, tokens)).astype(jnp.float32)
+
+        text["words"] = look(batch.texts.tokens)
+        base["words"] = jnp.where(line.zero[..., None] > 0, 0, look(line.tokens))
+    vision = vision_of(model.backbone)
+    if vision is not None and batch.images is not None and batch.images.pixels.shape[1]:
+        pixels = jnp.asarray(batch.images.pixels)
+        cut = patches_of(batch.images.flat, vision.spec.patch_size)
+        found = vision.patches(cut).astype(jnp.float32)
+        text["patches"] = found.reshape(*pixels.shape[:2], *found.shape[1:])
+        mean = vision.patches(jnp.zeros_like(cut[:1])).astype(jnp.float32)
+        base["patches"] = jnp.broadcast_to((1 - line.no_patches) * mean, text["patches"].shape)
+    return text, base
 
 
-def values_of(task: Task, value: Value | None, network: Network, batch: Batch, weights: jax.Array) -> jax.Array:
-    """The number that an objective explains (see there) for the text of each row, float32 [rows]."""
-    if value is not None:
-        return value(network, batch, weights)
-    outputs = task.predict(network, batch)
-    outputs = outputs if task.per_token else outputs[:, 0]
-    kept = jnp.where(weights != 0, outputs, 0).astype(jnp.float32)
-    return (kept * weights).reshape(len(kept), -1).sum(-1)
+def words_of(backbone: Any) -> Any:
+    """The part of a backbone that has the word embeddings: the text network of a pair; None: it reads no words."""
+    for part in (backbone, getattr(backbone, "text", None)):
+        if hasattr(part, "word_embeddings"):
+            return part
+    return None
+
+
+def no_gradients(run: Run) -> str:
+    """Why a run has no gradients to explain it by; "": it has."""
+    if run.task.explained_by == "occlusion":
+        return f"the task {run.config.task.name} has no gradients of words"
+    backbone: Any = run.model.params.get("backbone", {})
+    there = ("word_embeddings" in part for part in (backbone, backbone.get("text", {})))
+    if any(there) or "patches" in backbone:
+        return ""
+    return "the run's network has no word embeddings"
+
+
+def _of(place: Place, sums: dict[str, np.ndarray], rows: slice) -> tuple[np.ndarray, np.ndarray]:
+    """(attributions of the tokens, of the patches [pictures, patches]) of a text, summed over some rows."""
+    words, patches = sums.get("words"), sums.get("patches")
+    count = place.tokens.stop - place.tokens.start
+    own = np.zeros(count) if words is None else words[rows, place.tokens].sum(0)
+    return own, np.zeros((0, 0)) if patches is None else patches[rows, place.images].sum(0)
 
 
 def _finite(value: float) -> float:
     """Raises ValueError for a network that computes no number."""
     if not np.isfinite(value):
         raise ValueError("the model's outputs are not finite: the run diverged. Train it again.")
-    return value
+    return float(value)

@@ -6,17 +6,16 @@ from collections.abc import Iterable, Sequence
 import jax
 import numpy as np
 
-from instructrec_jax.answering.evidence import word_places
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.evaluation.explained import (
     Explanations,
     MeasuredMethod,
     PushedTarget,
     PushingWord,
-    ShadedText,
 )
 from instructrec_jax.explanation.explain import Explainer, Explanation, methods_of
 from instructrec_jax.explanation.faithfulness import Faithfulness, MethodRow, faithfulness
+from instructrec_jax.explanation.page import shaded
 from instructrec_jax.explanation.shown import NAMES
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.objective import Choice
@@ -62,7 +61,7 @@ def _explanations(run: Run, limit: int) -> Explanations:
     return found | {
         "method": NAMES[best.method],
         "unconverged": sum(each.converged is False for each in explained),
-        "texts": [shaded(each) for each in explained[:SHOWN]],
+        "texts": [shaded(each, explainer.reader) for each in explained[:SHOWN]],
         "targets": pushed(explained),
     }
 
@@ -84,32 +83,20 @@ def _method(row: MethodRow) -> MeasuredMethod:
     }
 
 
-def shaded(explanation: Explanation) -> ShadedText:
-    """The text in pieces, shaded by the scores of its words relative to the largest one."""
-    e = explanation
-    scores = {word.casefold(): score for word, score in zip(e.words, e.scores, strict=True) if score is not None}
-    largest = max(map(abs, scores.values()), default=0.0) or 1.0
-    pieces: list[tuple[str, float | None]] = []
-    end = 0
-    for word, start, stop in word_places(e.text):
-        pieces.append((e.text[end:start], None))
-        score = scores.get(word.casefold())
-        pieces.append((e.text[start:stop], None if score is None else score / largest))
-        end = stop
-    pieces.append((e.text[end:], None))
-    return {"target": e.target, "value": e.value, "unit": e.unit, "pieces": [each for each in pieces if each[0]]}
-
-
 def pushed(explained: Iterable[Explanation]) -> list[PushedTarget]:
-    """The words of each predicted target with the largest mean scores; targets by their number of texts."""
+    """The words (and items of the history) of each predicted target with the largest mean scores.
+
+    Targets by their number of texts with words.
+    """
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     texts: dict[str, int] = defaultdict(int)
     for e in explained:
-        texts[e.target] += 1
-        for word, score in zip(e.words, e.scores, strict=True):
+        named = [*zip(map(str.casefold, e.words), e.scores, strict=True), *e.history]
+        texts[e.target] += bool(named)
+        for word, score in named:
             if score is not None:
-                scores[e.target][word.casefold()].append(score)
-    most = sorted(texts, key=lambda target: (-texts[target], target))[:TARGETS]
+                scores[e.target][word].append(score)
+    most = sorted((target for target in texts if texts[target]), key=lambda target: (-texts[target], target))[:TARGETS]
     return [{"target": target, "words": _largest(scores[target])} for target in most]
 
 

@@ -15,29 +15,50 @@ NAMES = {
     "rollout": "attention rollout",
 }
 BAR = 20  # columns of the largest score
+PATCHES = 10  # of a picture
+
+
+def heading(e: Explanation) -> str:
+    """What is explained, and how."""
+    what = repr(e.target) + ("" if e.against is None else f" and not {e.against!r}")
+    return f"why {what} ({e.unit} {_signed(e.value)}), by {NAMES[e.method]}{_checked(e)}"
 
 
 def shown(explanation: Explanation) -> str:
-    """The words in the order of their scores' sizes, each with a bar; `+` raises the target, `−` lowers it."""
+    """The words in the order of their scores' sizes, each with a bar; `+` raises the target, `−` lowers it.
+
+    Of pictures the patches with the largest scores.
+    """
     e = explanation
-    what = repr(e.target) + ("" if e.against is None else f" and not {e.against!r}")
-    lines = [
-        wrapped(f"text: {e.text}", "", "  ", text_width()),
-        wrapped(f"why {what} ({e.unit} {_signed(e.value)}), by {NAMES[e.method]}{_checked(e)}", "", "  ", text_width()),
-    ]
+    lines = [wrapped(f"text: {e.text}", "", "  ", text_width())] if e.text else []
+    lines += [wrapped(heading(e), "", "  ", text_width())]
     if e.unread:
         said = ", ".join(e.unread[:10]) + (", ..." if len(e.unread) > 10 else "")
         lines.append(wrapped(f"cut off by data.max_length, not read: {said}", "", "  ", text_width()))
-    known = [(word, score) for word, score in zip(e.words, e.scores, strict=True) if score is not None]
+    parts = [*zip(e.words, e.scores, strict=True), *_patches(e), *e.history]
+    known = [(name, score) for name, score in parts if score is not None]
     largest = max((abs(score) for _, score in known), default=0.0) or 1.0
-    rows = [(word, score, abs(score) / largest) for word, score in sorted(known, key=lambda each: -abs(each[1]))]
-    widest = max((width(word) for word, _, _ in rows), default=0)
-    for word, score, share in rows:
+    rows = [(name, score, abs(score) / largest) for name, score in sorted(known, key=lambda each: -abs(each[1]))]
+    widest = max((width(name) for name, _, _ in rows), default=0)
+    for name, score, share in rows:
         bar = ("█" if score > 0 else "░") * round(BAR * share)
-        lines.append(f"  {word}{' ' * (widest - width(word))}  {_signed(score):>9}  {bar}".rstrip())
-    if missing := [word for word, score in zip(e.words, e.scores, strict=True) if score is None]:
+        lines.append(f"  {name}{' ' * (widest - width(name))}  {_signed(score):>9}  {bar}".rstrip())
+    if missing := [name for name, score in parts if score is None]:
         lines.append(wrapped(f"the text cannot be read without: {', '.join(missing)}", "  ", "    ", text_width()))
     return "\n".join(lines)
+
+
+def _patches(e: Explanation) -> list[tuple[str, float | None]]:
+    """(name, score) of the `PATCHES` patches of each picture with the largest scores."""
+    found: list[tuple[str, float | None]] = []
+    for number, each in enumerate(e.pictures, 1):
+        own = [
+            (f"picture {number}, row {row}, column {column}", score)
+            for row, scores in enumerate(each.patches, 1)
+            for column, score in enumerate(scores, 1)
+        ]
+        found += sorted(own, key=lambda named: -abs(named[1] or 0.0))[:PATCHES]
+    return found
 
 
 def _checked(e: Explanation) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from instructrec_jax.answering.evidence import without_word, word_places
 from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.media.picture import MARK
 from instructrec_jax.data.prompts import check_fast
 from instructrec_jax.hf_types import PreTrainedTokenizerBase
 from instructrec_jax.tasks.objective import NothingToExplain, Reading
@@ -72,12 +73,19 @@ def _most(words: Sequence[str]) -> str:
 
 
 def without(example: Example, words: Collection[str]) -> Example:
-    """The example without all occurrences of some words, in all that it says but its answer."""
+    """The example without all occurrences of some words, in all that it says but its answer; pictures stay."""
 
-    def less(text: str) -> str:
+    def shorter(text: str) -> str:
         for word in words:
             text = without_word(text, word) if text else text
         return text
+
+    def less(text: str) -> str:
+        first, *others = text.split(MARK)  # the mark of a picture is no word
+        if not others:
+            return shorter(text)
+        spaced = (_around(piece, shorter(piece)) for piece in (first, *others))
+        return MARK.join(spaced)
 
     left_out = {word.casefold() for word in words}
     return replace(
@@ -88,3 +96,9 @@ def without(example: Example, words: Collection[str]) -> Example:
         messages=tuple(replace(turn, content=less(turn.content)) for turn in example.messages),
         words=tuple(word for word in example.words if word.casefold() not in left_out),
     )
+
+
+def _around(piece: str, shorter: str) -> str:
+    """A shorter piece with the blanks that stood around it, beside pictures."""
+    start, end = len(piece) - len(piece.lstrip()), len(piece.rstrip())
+    return piece[:start] + shorter + piece[end:] if shorter else piece[:start] or piece[end:]

@@ -320,6 +320,8 @@ class Task:
         """
         raise ValueError(f"explain cannot explain the task {type(self).__name__.removesuffix('Task')}.")
 
+    explained_by = "gradients"  # or "occlusion" alone, where the objectives have `Objective.outputs`
+
     outputs_are: OutputKind | None = None  # the outputs that ensembles average; None: they have no common form
 
     def judged(self, predict: Predict, encoded: Sequence[Encoded]) -> Judged:

@@ -1,6 +1,6 @@
 """What an explanation explains: a number of one example, linear in the outputs of `Task.predict`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 from instructrec_jax.data.batch import BatchTexts
 from instructrec_jax.data.example import Example
 from instructrec_jax.tasks.encoded import Encoded
+from instructrec_jax.tasks.prediction import Predict
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,12 @@ class Objective:
       weights: an encoded example -> float32, in the shape of its output; None: the number is undefined for it.
       readings: an example -> the strings that its text is made of, in order.
       text: an encoded example -> the one whose text the network reads.
-      gather: encoded examples -> one text each and the task's arrays; None: no arrays.
-      value: (network, batch of one text a row, weights) -> the number of each row, float32 [rows], where `predict` has
-        no gradient.
+      gather: encoded examples -> one text each and the task's arrays; None: no arrays. The same for all of a task.
+      outputs: (model, encoded examples) -> an output of each, where `Task.predict` needs more than their texts; then
+        only occlusion can explain it.
+      items: an example -> the items of its history, id -> name, oldest first; None: the network reads words alone.
+      value: (network, batch, weights of its outputs) -> the sum of the numbers of each row, float32 [rows], where
+        `predict` has no gradient; the same for all of a task.
     """
 
     target: str
@@ -66,6 +70,8 @@ class Objective:
     text: Callable[[Encoded], Encoded] = _as_it_is
     gather: Callable[[Sequence[Encoded]], BatchTexts] | None = None
     value: Callable[..., jax.Array] | None = None
+    outputs: Callable[[Predict, Sequence[Encoded]], Sequence[np.ndarray] | np.ndarray] | None = None
+    items: Callable[[Example], Mapping[str, str]] | None = None
 
 
 class NothingToExplain(ValueError):

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import task_cases
-from helpers import task_config
-from task_cases import CASES, SLOW, examples_of
-from tiny_runs import untrained_run
+from explained_runs import run_of
+from task_cases import SLOW, examples_of
 
 from instructrec_jax import explain as verb
 from instructrec_jax.data.example import BadExample
-from instructrec_jax.explanation.explain import Explainer
+from instructrec_jax.explanation.explain import Explainer, methods_of
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.generation import written_objectives
@@ -35,13 +34,6 @@ EXPLAINED = {
     "language_model, encoder–decoder": "log-probability",
 }
 ALIKE = ("multilabel", "regression", "similarity", "language_model, encoder–decoder")  # with -m slow only
-
-
-def run_of(name: str, networks: Any, folder: Path, **settings: Any) -> Path:
-    case = CASES[name]
-    task = task_config(name.partition(",")[0], folder / "catalogue", **case.settings)
-    length = 64 if case.network == "bert" else 128
-    return untrained_run(folder / "run", task, networks[case.network, False], length, **settings)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW) if name in ALIKE else name for name in EXPLAINED])
@@ -99,14 +91,31 @@ def test_the_verb_writes_what_it_shows(
         ([str(run), "a film", "--out", str(out)], "exists already"),
         ([str(tmp_path), "a film"], "not a run directory"),
         ([str(run), "a film", "--max_steps", "9"], "a power of two"),
+        ([str(run), "a film", "--out", str(tmp_path / "out.txt")], "end in .jsonl or .html"),
+        ([str(run), "--image", str(tmp_path / "none.png")], "none.png cannot be read"),
         ([str(run), "--faithful"], "at least two examples in data.validation"),
     ]:
         with pytest.raises(ValueError, match=error):
             verb.main(arguments)
 
 
-@pytest.mark.parametrize("name", ["masked_lm", "span", "choice"])
+@pytest.mark.parametrize("name", ["masked_lm", "span"])
 def test_a_task_that_cannot_be_explained_is_named(name: str, networks: Any, tmp_path: Path) -> None:
     run = Run.open(run_of(name, networks, tmp_path))
     with pytest.raises(ValueError, match="cannot explain|predicts nothing"):
         Explainer(run, ("occlusion",)).explain([replace(examples_of(name)[1], output=None)])
+
+
+def test_an_item_of_the_history_is_scored_by_leaving_it_out(networks: Any, tmp_path: Path) -> None:
+    run = Run.open(run_of("sequence", networks, tmp_path))
+    assert methods_of(run) == ("occlusion",)
+    with pytest.raises(ValueError, match="the task sequence has no gradients of words: only occlusion"):
+        Explainer(run)
+    explainer, example = Explainer(run, ("occlusion",)), replace(examples_of("sequence")[3], output=None)
+    (found,) = explainer.explain([example])
+    assert len(found.history) == len(example.history) == 3 and found.words[:2] == ("a", "film")
+    assert found.to_record()["history"] == [{"item": name, "score": score} for name, score in found.history]
+    (asked,) = explainer.of_example(explainer.asker.example(example, "here"), Choice())
+    gone = run.task.encode([run.task.unanswered(replace(example, history=example.history[1:]))])[0]
+    whole, left = explainer.values([(asked.objective, asked.encoded), (asked.objective, gone)])
+    assert found.history[0][1] == pytest.approx(whole - left, abs=1e-5)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -50,7 +51,8 @@ def test_equal_to_autograd(name: str, lora: bool, checkpoint: Path, tmp_path: Pa
         explainer = Explainer(run, (), kind, most=64)
         (encoded,) = explainer.asker.encode([explainer.asker.example({"instruction": TEXT}, "here")])[0]
         (objective,) = run.task.objectives(explainer.asker.predict, encoded, Choice("war", "love"))
-        words = explainer.words(objective, encoded)
+        asked = explainer.asked(objective, encoded)
+        words = asked.words
         weights = torch.tensor(objective.weights(encoded), dtype=torch.float64)
 
         def function(vectors: torch.Tensor, weights: torch.Tensor = weights) -> torch.Tensor:
@@ -59,12 +61,12 @@ def test_equal_to_autograd(name: str, lora: bool, checkpoint: Path, tmp_path: Pa
         x = table[torch.tensor(encoded.text.tokens.astype(np.int64))]
         mask = table[run.task.context.tokenizer.mask_token_id] if kind == "mask" else torch.zeros(x.shape[1])
         base = torch.where(torch.tensor(words.owner >= 0)[:, None], mask.double(), x)
-        ours = explainer.gradients.integrated(objective, encoded, words.owner)
+        (ours,) = explainer.gradients.integrated([asked])
         np.testing.assert_allclose(ours.tokens, integrated(function, x, base, ours.steps), atol=TOLERANCE)
         assert ours.error <= 0.01 and ours.tokens[words.owner < 0].tolist() == [0, 0]  # [CLS] and [SEP] stay
     leaf = x[None].clone().requires_grad_()
     (slope,) = torch.autograd.grad(function(leaf).sum(), leaf)
-    gradient = explainer.gradients.gradient_times_input(objective, encoded, words.owner)
+    (gradient,) = explainer.gradients.gradient_times_input([asked])
     np.testing.assert_allclose(gradient.tokens, (x * slope[0]).sum(-1).numpy(), atol=TOLERANCE)
 
 
@@ -81,3 +83,22 @@ def test_what_does_not_converge_or_compute_is_named(checkpoint: Path, tmp_path: 
         for method in explainer.methods:
             with pytest.raises(ValueError, match=error):
                 Explainer(run, (method,), most=8).explain([TEXT], Choice("war"))
+
+
+def test_memory_is_flat_in_the_steps(checkpoint: Path, tmp_path: Path) -> None:
+    """The one program of all numbers of steps has room for their points, and for no more vectors."""
+    run = Run.open(untrained_run(tmp_path / "run", task_config("classification", tmp_path), checkpoint, 64))
+    sizes = []
+    for most in (16, 512):  # of 8 there is one block, which the compiler treats apart
+        gradients = Explainer(run, most=most).gradients
+        compiled = gradients._compiled
+
+        def measured(*args: object, compiled: Any = compiled) -> object:
+            sizes.append(compiled.lower(*args).compile().memory_analysis().temp_size_in_bytes)
+            return compiled(*args)
+
+        gradients._compiled = measured
+        explainer = Explainer(run, most=most)
+        explainer.gradients = gradients
+        explainer.explain([TEXT])
+    assert len(sizes) >= 2 and max(sizes) <= 1.01 * min(sizes)

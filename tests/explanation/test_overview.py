@@ -10,7 +10,8 @@ from instructrec_jax.evaluation.explained import Explanations
 from instructrec_jax.explanation import overview
 from instructrec_jax.explanation.explain import Explanation
 from instructrec_jax.explanation.faithfulness import Faithfulness, MethodRow
-from instructrec_jax.explanation.overview import most_faithful, pushed, shaded
+from instructrec_jax.explanation.overview import most_faithful, pushed
+from instructrec_jax.explanation.page import shaded
 from instructrec_jax.files import read_json, write_jsonl
 from instructrec_jax.runs.config import Config
 

@@ -4,11 +4,12 @@ It is decoded when a batch is made (`data.media.media_reader`); an example holds
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+import numpy as np
 import xxhash
 
 from instructrec_jax.data.media.archives import archive_in, read_member
@@ -74,6 +75,33 @@ class Sound(Picture):
     """A sound of an example."""
 
     noun: ClassVar[str] = "sound"
+
+
+@dataclass(frozen=True, slots=True)
+class Blanked(Picture):
+    """A picture without some squares: the network reads zeros, the mean color, in their places.
+
+    Attributes:
+      whole: the picture.
+      corners: (top, left) of each square, in pixels that the network reads.
+      side: of a square, in pixels.
+    """
+
+    whole: Picture | None = None
+    corners: tuple[tuple[int, int], ...] = ()
+    side: int = 0
+
+    @classmethod
+    def without(cls, whole: Picture, corners: Iterable[tuple[int, int]], side: int) -> "Blanked":
+        chosen = tuple(sorted(corners))
+        return cls(digest_of(f"{whole.digest} {side} {chosen}".encode()), whole.path, whole.data, whole, chosen, side)
+
+    def blank(self, pixels: np.ndarray) -> np.ndarray:
+        """The pixels [height, width, channels] of the whole picture without the squares."""
+        left = pixels.copy()
+        for top, start in self.corners:
+            left[top : top + self.side, start : start + self.side] = 0
+        return left
 
 
 def digest_of(data: bytes) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from instructrec_jax.data.media.media_reader import MediaReader
-from instructrec_jax.data.media.picture import Picture
+from instructrec_jax.data.media.picture import Blanked, Picture
 from instructrec_jax.data.media.pictures import Preprocessing, decoded, pixels_of, read_preprocessing
 
 
@@ -37,6 +37,8 @@ class PixelReader(MediaReader):
         return self.shape, self.how
 
     def decode(self, picture: Picture) -> np.ndarray:
+        if isinstance(picture, Blanked) and picture.whole is not None:
+            return picture.blank(self(picture.whole))
         try:
             return pixels_of([decoded(picture.read(), picture.name)], self.how)[0]
         except ValueError as error:

@@ -5,13 +5,13 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.backbones.row_images import RowImages
 from instructrec_jax.data.batch import Batch, BatchTexts, Text
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.media.picture import MARK
 from instructrec_jax.data.prompts import conversation, question
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.tasks.base import Network
@@ -93,7 +93,7 @@ def _prompt(task: Writing, example: Example) -> Reading:
     text, at = task.prompt_of(example), 0
     spans: list[tuple[int, int]] = []
     for turn in conversation(question(example)):
-        for part in filter(None, map(str.strip, turn.content.splitlines())):
+        for part in filter(None, map(str.strip, turn.content.replace(MARK, "\n").splitlines())):
             start = text.find(part, at)
             if start >= 0:
                 at = start + len(part)
@@ -104,7 +104,7 @@ def _prompt(task: Writing, example: Example) -> Reading:
 def _log_probability(model: Network, batch: Batch, weights: jax.Array) -> jax.Array:
     """float32 [rows]: Σ −weights · loss of each row. `Task.predict` has no gradient."""
     table, bias = model.head.output(model.backbone)
-    spec, own = model.head.spec, jnp.broadcast_to(weights[:, 0], batch.own.labels.shape)
+    spec, own = model.head.spec, weights[..., 0]
 
     def of_row(row: tuple[Any, ...]) -> jax.Array:
         hidden, labels, weight = (each[None] for each in row)

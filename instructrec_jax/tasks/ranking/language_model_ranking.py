@@ -18,11 +18,12 @@ import numpy as np
 from instructrec_jax.data.batch import BatchTexts, Text, end_to_end
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.prompts import TemplateName, question
+from instructrec_jax.data.prompts import TemplateName, question, render
 from instructrec_jax.inference.likelihood import normalized
 from instructrec_jax.tasks.base import Encoded, Task, TaskConfig, TaskContext, name_of
 from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask, TrainOn
+from instructrec_jax.tasks.objective import Choice, Objective, Reading
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import Target
 from instructrec_jax.tasks.ranking.reranker import RerankingConfig, RerankingTask
@@ -147,6 +148,26 @@ class LanguageModelRankingTask(RerankingTask, LikelihoodTask):
     @property
     def _question(self) -> str:
         return self.config.question or QUESTIONS[self.config.form]
+
+    explained_by = "occlusion"
+
+    def objectives(self, predict: Predict, encoded: Encoded, choice: Choice) -> list[Objective]:
+        """The score of one item, named with `choice.target`, less that of another; by the words of the question."""
+
+        def named() -> int:
+            raise ValueError("the run ranks given candidates only: name the item to explain with --target.")
+
+        target, against = items = self.explained_items(choice, named)
+        if against is None and self.config.form in ("choice", "pairwise"):
+            raise ValueError(f"task.form {self.config.form} compares items: name another one with --against.")
+        chosen = np.array([target] if against is None else [target, against])
+
+        def outputs(predict: Predict, some: Sequence[Encoded]) -> np.ndarray:
+            return self.score_candidates(predict, some, np.tile(chosen, (len(some), 1)))
+
+        signs = np.array([1, -1], np.float32)[: len(chosen)]
+        said = replace(self.objective(items, signs, "score"), outputs=outputs)
+        return [replace(said, readings=lambda e: (Reading.whole(render(question(e))),))]
 
     # -------------------------------------------------------------- questions
 

@@ -332,8 +332,6 @@ class RetrievalTask(RankingTask):
 
     def objectives(self, predict: Predict, encoded: Encoded[Target], choice: Choice) -> list[Objective]:
         """The score of an item (by default the best), less that of another; the items' vectors are constants."""
-        if self._captions is not None:
-            raise ValueError("explain explains words only, but this run reads pictures of its items.")
         vectors = self.item_vectors(predict)
 
         def best() -> int:

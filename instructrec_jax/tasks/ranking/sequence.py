@@ -7,7 +7,7 @@ small causal transformer, by a softmax over the catalogue.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -41,6 +41,7 @@ from instructrec_jax.tasks.base import (
     in_microbatches,
     name_of,
 )
+from instructrec_jax.tasks.objective import Choice, Objective
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask, Target
 from instructrec_jax.tasks.search_space import Options, Range, SearchSpace
@@ -440,6 +441,24 @@ class SequenceTask(RankingTask):
         rows = [0 if (i := e.target.instruction) is None else asked[i.tokens.tobytes()][0] for e in encoded]
         sequences = [Text(np.append(np.int32(r), e.text.tokens[1:])) for r, e in zip(rows, encoded, strict=True)]
         return np.stack(predict(sequences, self.inputs(predict, table)))
+
+    explained_by = "occlusion"
+
+    def objectives(self, predict: Predict, encoded: Encoded[SequenceTarget], choice: Choice) -> list[Objective]:
+        """The score of an item (by default the best), less that of another, by the items of the history."""
+        vectors = self.item_vectors(predict)
+
+        def best() -> int:
+            return int((vectors @ self.query_vectors(predict, [encoded])[0]).argmax())
+
+        target, against = items = self.explained_items(choice, best)
+        weights = vectors[target] if against is None else vectors[target] - vectors[against]
+        found = replace(self.objective(items, weights, "score"), outputs=self.query_vectors, items=self._read_history)
+        return [found if self.config.text else replace(found, readings=lambda _: ())]
+
+    def _read_history(self, example: Example) -> dict[str, str]:
+        read = self.catalogue.numbers(example.history)[-self.config.history_limit :]
+        return {self.catalogue.ids[item]: self.catalogue.name(item) for item in read.tolist()}
 
     def inputs(self, predict: Predict, instructions: np.ndarray | None = None) -> InputVectors:
         """Args: instructions: their vectors, float32 [n, width]; None: only items are asked for."""

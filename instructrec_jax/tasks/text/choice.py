@@ -8,12 +8,14 @@ import numpy as np
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
-from instructrec_jax.data.prompts import TemplateName, question
+from instructrec_jax.data.media.picture import MARK
+from instructrec_jax.data.prompts import TemplateName, question, render
 from instructrec_jax.inference.likelihood import normalized
 from instructrec_jax.tasks.answers import CaseRecord, ChoiceAnswer, Shown
 from instructrec_jax.tasks.base import Encoded, TaskConfig, TaskContext, examples_of, name_of
 from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
 from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask, NextTokens, TrainOn
+from instructrec_jax.tasks.objective import Choice, Objective, Reading, contrast, one_of, refuse_word
 from instructrec_jax.tasks.prediction import WINDOW, Predict
 from instructrec_jax.tasks.scores import Scores
 from instructrec_jax.tasks.text.option_scoring import (
@@ -115,6 +117,22 @@ class ChoiceTask(LikelihoodTask):
             logits = [each - without[option.texts] for each, option in zip(logits, options, strict=True)]
         return logits
 
+    explained_by = "occlusion"
+
+    def objectives(self, predict: Predict, encoded: Encoded, choice: Choice) -> list[Objective]:
+        """The logit of a candidate (by default the likeliest), less that of another; the words of the question."""
+        refuse_word(choice)
+        names = encoded.target.options.names
+        predicted = int(self._option_logits(predict, [encoded])[0].argmax())
+        target, against = contrast(choice, names, predicted, "candidate")
+        weights = one_of(len(names), target, against)
+        other = None if against is None else names[against]
+
+        def of_same(e: Encoded) -> np.ndarray | None:
+            return weights if e.target.options.names == names else None  # candidates may be drawn for each
+
+        return [Objective(names[target], other, "logit", of_same, _said, outputs=self._option_logits)]
+
     def score(self, predict: Predict, encoded: Sequence[Encoded]) -> Scores:
         logits = self._option_logits(predict, encoded)
         way = f"by log-likelihood / tokens ** {self.config.alpha:g}"
@@ -142,3 +160,8 @@ class ChoiceTask(LikelihoodTask):
 def _options(encoded: Sequence[Encoded]) -> Sequence[Options]:
     """Their options, read one at a time where the encodings are."""
     return Mapped(lambda e: e.target.options, encoded)
+
+
+def _said(example: Example) -> list[Reading]:
+    """The words of a question, between its pictures."""
+    return [Reading.whole(render(question(example)).replace(MARK, "\n"))]

@@ -37,6 +37,7 @@ from instructrec_jax.tasks.base import (
 from instructrec_jax.tasks.captions import Captions, beside_image
 from instructrec_jax.tasks.encoded_store import chosen
 from instructrec_jax.tasks.images import read_images
+from instructrec_jax.tasks.objective import Choice, Objective, contrast, refuse_word
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.scores import Scores
 from instructrec_jax.tasks.text.nearest_pairs import compared, shown_pairs
@@ -217,6 +218,22 @@ class ContrastiveTask(Task):
     def answers(self, predict: Predict, encoded: Sequence[Encoded[PairTarget]], k: int = 10) -> list[ChoiceAnswer]:
         options = [self._options(e) for e in encoded]
         return choices(encoded, options, self._logits(predict, encoded, options))
+
+    def objectives(self, predict: Predict, encoded: Encoded[PairTarget], choice: Choice) -> list[Objective]:
+        """The logit, less its bias, of a candidate (by default the nearest), less that of another.
+
+        The patches of the image are explained; the vectors of candidates are constants.
+        """
+        refuse_word(choice)
+        options = self._options(encoded)
+        vectors = self.caption_vectors(predict, options.names)
+        (output,) = (each for _, each in predict.over([encoded]))
+        predicted = int((vectors @ output[1].astype(np.float64)).argmax())
+        target, against = contrast(choice, options.names, predicted, "candidate")
+        weights = np.zeros(output.shape, np.float32)
+        weights[1] = vectors[target] if against is None else vectors[target] - vectors[against]
+        other = None if against is None else options.names[against]
+        return [Objective(options.names[target], other, "logit", lambda _: weights, lambda _: ())]
 
     def score(self, predict: Predict, encoded: Sequence[Encoded[PairTarget]]) -> Scores:
         if not self._chooses(encoded):
