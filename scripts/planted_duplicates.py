@@ -24,6 +24,7 @@ from instructrec_jax.explanation.training_examples import SIMILARITIES, Training
 from instructrec_jax.explanation.words import without
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.runs.run import Run
+from instructrec_jax.tasks.base import pieces
 
 PLANTED = "planted-"  # how the ids of planted examples begin
 
@@ -68,23 +69,20 @@ def plant(
 def measured(run: Run, queries: Sequence[Example], projection: int) -> str:
     """The table of `measure`."""
     variants = {"the same text": list(queries), "without one word": [_shorter(query) for query in queries]}
-    rows: list[Sequence[str]] = [("query", "label", "similarity", "found first", "found in the first 5")]
+    rows: list[Sequence[str]] = [("query", "label", "similarity", "found first", "in the first 5", "time")]
     for similarity in SIMILARITIES:
-        finder = TrainingExamples(run, similarity=similarity, dimension=projection)
+        finder = TrainingExamples(run, similarity, projection)
+        ids = [own[0].example.id for own in pieces(finder.train)]
+        places = [ids.index(query.id) for query in queries]
         for name, asked in variants.items():
             for label in ("its own", "predicted"):
                 began = time.perf_counter()
-                ranks = [_rank(finder, query, label == "its own") for query in asked]
-                seconds = time.perf_counter() - began
+                found = finder.queries(asked, [query.output if label == "its own" else None for query in asked])
+                scores = finder.scores(found)
+                ranks = [int(np.sum(own > own[place])) for own, place in zip(scores, places, strict=True)]
                 shares = [f"{np.mean(np.array(ranks) < most):.1%}" for most in (1, 5)]
-                rows.append((name, label, similarity, *shares, f"{seconds:.1f} s"))
+                rows.append((name, label, similarity, *shares, f"{time.perf_counter() - began:.1f} s"))
     return "\n".join(aligned(rows))
-
-
-def _rank(finder: TrainingExamples, query: Example, own: bool) -> int:
-    """The number of training examples before the planted one."""
-    scores = finder.scores(query if own else replace(query, output=None))
-    return int(np.sum(scores > scores[finder.number_of(query.id)]))
 
 
 def _shorter(query: Example) -> Example:

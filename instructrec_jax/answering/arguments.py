@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from draccus.wrappers import docstring
 
+from instructrec_jax.answering.answer_options import add_answer_options
 from instructrec_jax.answering.argument_types import (
     input_file,
     picture_file,
@@ -266,11 +267,11 @@ def explain_parser(doc: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("path", type=run_path, metavar="RUN", help="run directory")
     add("text", nargs="?", metavar="TEXT", help="one text")
-    add("--input", type=input_file, metavar="FILE", help="jsonl, json, csv, tsv or parquet file of texts, or its URL")
-    add("--out", type=Path, metavar="FILE", help=".jsonl file for the explanations; default: a table on stdout")
-    add("--target", metavar="NAME", help="label, candidate or item to explain; default: the prediction")
+    add("--input", type=input_file, metavar="FILE", help="file of texts or records (jsonl, csv ...), or its URL")
+    add("--out", type=Path, metavar="FILE", help=".jsonl file for them; default: a table on stdout")
+    add("--target", metavar="NAME", help="label, candidate or item; default: the answer")
     add("--against", metavar="NAME", help="why the target and not this label, candidate or item")
-    add("--word", help="explain only the tag of this word, or this written token")
+    add("--word", help="only the tag of this word, or this written token")
     methods = "integrated (gradients; default), gradient (times input), occlusion, rollout (of attention)"
     choices = ("integrated", "gradient", "occlusion", "rollout")
     add("--method", choices=choices, nargs="+", default=["integrated"], metavar="NAME", help=methods)
@@ -282,6 +283,7 @@ def explain_parser(doc: str) -> argparse.ArgumentParser:
     add("--faithful", action="store_true", help=faithful)
     add("--limit", type=int, default=100, metavar="N", help="examples of --faithful (default: 100)")
     add("--step", type=int, help="step of the checkpoint; default: the best")
+    add_answer_options(parser)
     return parser
 
 
