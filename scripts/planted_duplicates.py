@@ -5,8 +5,9 @@
     python -m instructrec_jax.train --data.train data/planted/train.jsonl --run_dir runs/planted ...
     python scripts/planted_duplicates.py measure runs/planted data/planted/queries.jsonl
 
-`plant` draws test examples and hides them among training examples. `measure` asks for each of them, and for the same
-text without one word, which training examples are behind (1) its own label, (2) the label that the run predicts.
+`plant` draws test examples and hides them among training examples; with fewer --examples these are some of the same.
+`measure` asks for each of them, and for the same text without one word, which training examples are behind (1) its own
+label, (2) the label that the run predicts. It takes settings of train, such as --data.train with fewer examples.
 """
 
 import argparse
@@ -43,7 +44,8 @@ def main() -> None:
     measuring.add_argument("run", type=Path)
     measuring.add_argument("queries", type=Path)
     measuring.add_argument("--projection", type=int, default=4096)
-    options = parser.parse_args()
+    measuring.add_argument("--step", type=int, help="checkpoint; default: all that are kept")
+    options, settings = parser.parse_known_args()
     if options.verb == "plant":
         files = [read_jsonl(path) for path in (options.train, options.test)]
         train, test = ([Example.from_record(row) for row in rows] for rows in files)
@@ -52,7 +54,7 @@ def main() -> None:
             write_jsonl(options.out / f"{name}.jsonl", (example.to_record() for example in examples))
         return
     queries = [Example.from_record(row) for row in read_jsonl(options.queries)]
-    print(measured(Run.open(options.run), queries, options.projection))
+    print(measured(Run.open(options.run, settings, step=options.step), queries, options.projection))
 
 
 def plant(

@@ -1,4 +1,8 @@
-"""Counterfactuals: they change the answer, cannot be smaller, stay within the budget, and say it if there is none."""
+"""Counterfactuals: they change the answer, cannot be smaller, stay within the budget, and say it if there is none.
+
+And the verb that shows them: `instructrec_jax.explanation.asked`, `instructrec_jax.explanation.shown_answers` and
+`instructrec_jax.answering.answer_options`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,8 @@
-"""Training examples behind an answer: scores against brute force, planted duplicates, and what is refused."""
+"""Training examples behind an answer: scores against brute force, planted duplicates, and what is refused.
+
+Gradients are those of `instructrec_jax.explanation.example_gradients`, kept by
+`instructrec_jax.explanation.kept_gradients`.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
