@@ -85,6 +85,7 @@ class _Search:
     written: Written | None
     calls: int = 1  # of the answer before
     ended: bool = False  # for want of budget
+    cut: bool = False  # whether some single changes were not tried, for the same reason
 
     def ask(self, sets: Sequence[Sequence[Change]]) -> list[tuple[tuple[Change, ...], Outcome, float]]:
         """(changes, what the run answers, its firmness) of each set that it can read, within the budget."""
@@ -109,7 +110,11 @@ class _Search:
     def run(self) -> tuple[tuple[Change, ...], bool] | None:
         """(changes, whether they are minimal); None: none was found."""
         (start,) = self.firmness([self.example], [self.before])
-        singles = self.ask([[change] for change in self.counterfactuals.changes(self.example, self.before, self.to)])
+        changes = self.counterfactuals.changes(self.example, self.before, self.to)
+        changes.sort(key=lambda change: change.by is not None)  # removals first, where the budget is short
+        most = self.counterfactuals.budget // 2  # the rest is for changes together
+        self.cut = len(changes) > most
+        singles = self.ask([[change] for change in changes[:most]])
         if flipped := [each for each in singles if self.is_other(each[1])]:
             return min(flipped, key=lambda each: each[2])[0], True
         best: dict[tuple[str, str], tuple[float, Change]] = {}
@@ -249,7 +254,7 @@ class Counterfactuals:
     def _reason(self, search: _Search, changes: Sequence[Change]) -> str:
         if changes:
             return "changes that were found in a batch were not confirmed alone: the answers are nearly equal there"
-        if search.ended:
+        if search.ended or search.cut:
             return f"none was found within the budget of {self.budget} answers: raise --budget"
         return "none was found: all changes that bring the answer nearer to another one, together, do not change it"
 

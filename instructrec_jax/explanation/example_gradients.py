@@ -1,5 +1,6 @@
 """The gradient of each example's loss with respect to the trained parameters, projected."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -11,7 +12,7 @@ from flax import nnx
 from instructrec_jax.data.batch import Batch, lay_out, lengths_of
 from instructrec_jax.data.packing import fit, round_to
 from instructrec_jax.distributed.mesh import data_shards
-from instructrec_jax.explanation.projection import check_dimension, projected
+from instructrec_jax.explanation.projection import projected
 from instructrec_jax.runs.data import buckets, target_buckets
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.base import Encoded, LossInputs
@@ -27,23 +28,28 @@ class ExampleGradients:
     memory at a time, float32 of the size of what is trained.
 
     Args:
-      run: opened at the checkpoint.
+      run: opened at any checkpoint, see `at`.
+      dimension: of the projection, see `projected`.
       batch: examples that are computed together.
-
-    Raises ValueError for a run whose examples have no gradients of their own: an ensemble, a compressed one, or a loss
-    that couples the examples of a batch.
     """
 
     def __init__(self, run: Run, dimension: int, batch: int):
-        check_dimension(dimension)
-        if batch < 1:
-            raise ValueError(f"--batch is {batch}, but should be at least 1.")
-        check_gradients(run)
         self.run, self.dimension, self.batch = run, dimension, batch
-        self.shards = data_shards(run.mesh)
-        self.trained, self.frozen = split_params(run.model.params, run.model.is_frozen)
-        task = run.task
-        self.buffers: Mapping[str, np.ndarray] = task.refresh(run.plain_predictor) if task.refresh_every else {}
+        self.program = gradient_program(run, dimension)
+
+    def at(self, run: Run) -> "ExampleGradients":
+        """The same program with the parameters and buffers of the run as it is opened at another checkpoint."""
+        found = copy.copy(self)
+        found.run = run
+        vars(found).pop("arrays", None)
+        return found
+
+    @cached_property
+    def arrays(self) -> tuple[Tree, Tree, Mapping[str, np.ndarray]]:
+        """Trained and frozen parameters, and buffers."""
+        run = self.run
+        buffers = run.task.refresh(run.plain_predictor) if run.task.refresh_every else {}
+        return *split_params(run.model.params, run.model.is_frozen), buffers
 
     def of(self, encoded: Iterable[Encoded], *, answers: bool = False) -> np.ndarray:
         """float32 [examples, dimension], in order.
@@ -56,7 +62,7 @@ class ExampleGradients:
             batches = [batch for _, batch in some]
             batches += batches[-1:] * (self.batch - len(batches))  # one shape of the program
             stacked = jax.tree.map(lambda *each: np.stack(each), *batches)
-            rows = np.asarray(self._compiled(self.trained, self.frozen, self.buffers, stacked))
+            rows = np.asarray(self.program(*self.arrays, stacked))
             if not np.isfinite(rows).all():
                 raise ValueError("a gradient is not finite: the run diverged. Train it again, or name a --step.")
             found.update({number: row for (number, _), row in zip(some, rows, strict=False)})
@@ -82,27 +88,27 @@ class ExampleGradients:
         length = next(each for each in buckets(self.run.config) if each >= lengths.max())
         room = None if targets is None else next(each for each in target_buckets(task) if each >= targets.max())
         plan = fit(lengths, length, targets, room)
-        rows = round_to(1 << (plan.rows - 1).bit_length(), self.shards)
+        rows = round_to(1 << (plan.rows - 1).bit_length(), data_shards(self.run.mesh))
         return lay_out(texts, replace(plan, rows=rows))
 
-    @cached_property
-    def _compiled(self) -> Callable[..., jax.Array]:
-        """(trained, frozen, buffers, batches with one more axis) -> float32 [batches, dimension]."""
-        task, graphdef, mesh, seed = self.run.task, self.run.model.graphdef, self.run.mesh, self.run.config.seed
 
-        def loss(trained: Tree, frozen: Tree, buffers: Mapping[str, jax.Array], batch: Batch) -> jax.Array:
-            model = nnx.merge(graphdef, merge_params(trained, frozen))
-            with mesh.tracing():
-                return task.loss(task.view(model), batch, LossInputs(buffers=buffers))[0]
+def gradient_program(run: Run, dimension: int) -> Callable[..., jax.Array]:
+    """Compiles (trained, frozen, buffers, batches with one more axis) -> float32 [batches, dimension]."""
+    task, graphdef, mesh, seed = run.task, run.model.graphdef, run.mesh, run.config.seed
 
-        @jax.jit
-        def gradients(trained: Tree, frozen: Tree, buffers: Mapping[str, jax.Array], batches: Batch) -> jax.Array:
-            def one(batch: Batch) -> jax.Array:
-                return projected(jax.grad(loss)(trained, frozen, buffers, batch), self.dimension, seed)
+    def loss(trained: Tree, frozen: Tree, buffers: Mapping[str, jax.Array], batch: Batch) -> jax.Array:
+        model = nnx.merge(graphdef, merge_params(trained, frozen))
+        with mesh.tracing():
+            return task.loss(task.view(model), batch, LossInputs(buffers=buffers))[0]
 
-            return jax.vmap(one)(batches)
+    @jax.jit
+    def gradients(trained: Tree, frozen: Tree, buffers: Mapping[str, jax.Array], batches: Batch) -> jax.Array:
+        def one(batch: Batch) -> jax.Array:
+            return projected(jax.grad(loss)(trained, frozen, buffers, batch), dimension, seed)
 
-        return gradients
+        return jax.vmap(one)(batches)
+
+    return gradients
 
 
 def check_gradients(run: Run) -> None:

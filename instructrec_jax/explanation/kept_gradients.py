@@ -78,7 +78,7 @@ class KeptGradients:
         ]
         depends = {
             "weights": replace(run, step=self.step).weights_digest(),
-            "sources": sources,
+            "sources": [[source.fingerprint for source in examples.sources], sources],
             "held_out": repr(config.data.hold_out),
             "settings": [settings[name] for name in ("task", "lora", "seed")],
             "dtype": config.backbone.dtype,

@@ -105,6 +105,8 @@ class TrainingExamples:
         check_dimension(dimension)
         if not run.trained:
             raise ValueError(f"{run.path} is no run directory, so no training examples are behind its answers.")
+        if batch < 1:
+            raise ValueError(f"--batch is {batch}, but should be at least 1.")
         check_gradients(run)
         self.run, self.similarity, self.dimension, self.batch = run, similarity, dimension, batch
         self.asker = run.asker(1)
@@ -149,8 +151,7 @@ class TrainingExamples:
 
         Raises ValueError for a query whose loss has no gradient.
         """
-        task, every = self.run.task, [e for own in queries for e in own]
-        task.prepare([*self.train, *every] if task.refresh_every else self.train)  # instructions that are not there
+        self.run.task.prepare(self.train)
         total: np.ndarray | float = 0.0
         for step, weight in self.weights.items():
             with heartbeat(f"gradients of {len(self.train):,} training examples at step {step}"):
@@ -160,7 +161,10 @@ class TrainingExamples:
 
     def _at(self, step: int, queries: Sequence[Sequence[Encoded]]) -> np.ndarray:
         """float64 [queries, training examples] at one checkpoint."""
-        gradients = ExampleGradients(replace(self.run, step=step), self.dimension, self.batch)
+        task, opened = self.run.task, replace(self.run, step=step)
+        if task.refresh_every:  # whose instructions may be new; what is kept must not depend on them
+            task.prepare([*self.train, *(e for own in queries for e in own)])
+        gradients = self.gradients.at(opened)
         asked = summed(gradients, [list(own) for own in queries], answers=True).astype(np.float64)
         norms = np.linalg.norm(asked, axis=1, keepdims=True)
         if (norms == 0).any():
@@ -170,6 +174,9 @@ class TrainingExamples:
             )
         if self.similarity == "cosine":
             asked /= norms
+        if task.refresh_every:
+            task.prepare(self.train)
+            gradients = self.gradients.at(opened)
         found = []
         for part in KeptGradients(self.run, step, gradients, self.train).parts():
             part = part.astype(np.float64)
@@ -177,6 +184,10 @@ class TrainingExamples:
                 part /= np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-300)
             found.append(asked @ part.T)
         return np.concatenate(found, axis=1)
+
+    @cached_property
+    def gradients(self) -> ExampleGradients:
+        return ExampleGradients(self.run, self.dimension, self.batch)
 
     @cached_property
     def train(self) -> EncodedExamples:

@@ -39,7 +39,8 @@ def no_thesaurus(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def trained(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("trained")
-    return Run.open(train(tiny_run("classification", checkpoint, folder, steps=12, evaluation__compare=False)))
+    settings = {"steps": 60, "evaluation__compare": False, "evaluation__every": 0, "checkpoint__every": 60}
+    return Run.open(train(tiny_run("classification", checkpoint, folder, **settings)))
 
 
 class Additive:
