@@ -89,6 +89,8 @@ class _Search:
 
     def ask(self, sets: Sequence[Sequence[Change]]) -> list[tuple[tuple[Change, ...], Outcome, float]]:
         """(changes, what the run answers, its firmness) of each set that it can read, within the budget."""
+        if render(self.example):  # a text without any word is answered by some networks, but says nothing
+            sets = [each for each in sets if render(changed(self.example, each))]
         room = self.counterfactuals.budget - 1 - self.calls  # the last one confirms the result
         self.ended = self.ended or len(sets) > room
         sets = sets[: max(0, room)]
@@ -184,6 +186,8 @@ class Counterfactuals:
         to = self._to(before)
         if to in before.ids:
             raise ValueError(f"the run answers {before.said!r} already: give another --to.")
+        if not before.said:
+            raise ValueError("the network writes nothing for this prompt, so no change of it has another text.")
         written = None if before.numbers else Written(self.run, example)
         search = _Search(self, example, before, to, unseen, written)
         found = search.run()

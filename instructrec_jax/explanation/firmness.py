@@ -11,6 +11,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.answers import Answer, ChoiceAnswer, ItemsAnswer, LabelAnswer, LabelsAnswer, TextAnswer
 
+WORDS, CHARACTERS = 8, 64  # of a text whose log-probability guides the search
 TINY = 1e-300  # a probability of 0, for its logarithm
 
 
@@ -102,7 +103,8 @@ class Written:
         return (found if to is None else found - self.log_probabilities(prompts, to)).tolist()
 
     def log_probabilities(self, prompts: Sequence[Example], text: str) -> np.ndarray:
-        """log p(text | prompt) of each, float64 [prompts]."""
+        """log p(the first words of a text | prompt) of each, float64 [prompts]."""
+        text = " ".join(text.split()[:WORDS])[:CHARACTERS]  # a long one may not fit behind the prompt
         said = [self.task.encode([replace(prompt, output=text)])[-1] for prompt in prompts]
         found = []
         for e, output in self.predict.over(said, lambda some: self.task.gather(some, np.random.default_rng(0))):

@@ -155,7 +155,7 @@ def test_a_real_run_is_confirmed_by_its_predictions(trained: Run) -> None:
 def run_of(name: str, networks: Any, folder: Path) -> Run:
     network = "llama" if name == "language_model" else "bert"
     task = task_config(name, folder / "catalogue")
-    return Run.open(untrained_run(folder / "run", task, networks[network, False], 64))
+    return Run.open(untrained_run(folder / "run", task, networks[network, False], 192 if network == "llama" else 64))
 
 
 @pytest.mark.parametrize("name", ["sequence", "retrieval", "similarity", "multilabel", "language_model"])
