@@ -16,7 +16,15 @@ ELSEWHERE = {
     "label": "labeling/test_rounds.py",
     "compress": "compression/test_compress.py",
     "explain": "explanation/test_explain.py",
-    "explanation/files": "explanation/test_explain.py",
+    **{
+        f"explanation/{name}": "explanation/test_training_examples.py"
+        for name in ("example_gradients", "kept_gradients")
+    },
+    **{
+        name: "explanation/test_counterfactual.py"
+        for name in ("answering/answer_options", "explanation/asked", "explanation/files")
+    },
+    "explanation/shown_answers": "explanation/test_counterfactual.py",
     "labeling/questions": "labeling/test_asking.py",
     "answering/comparison": "test_evaluate.py",
     **{

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from draccus.wrappers import docstring
 
+from instructrec_jax.answering.answer_options import add_answer_options
 from instructrec_jax.answering.argument_types import (
     input_file,
     picture_file,
@@ -269,7 +270,7 @@ def explain_parser(doc: str) -> argparse.ArgumentParser:
     add("--image", type=Path, metavar="FILE", help="a picture, alone or beside TEXT")
     add("--input", type=input_file, metavar="FILE", help="jsonl, json, csv, tsv, parquet file; or its URL")
     add("--out", type=Path, metavar="FILE", help=".jsonl or .html file; default: stdout")
-    add("--target", metavar="NAME", help="label, candidate, item; default: the prediction")
+    add("--target", metavar="NAME", help="label, candidate, item; default: the answer")
     add("--against", metavar="NAME", help="why the target and not this one")
     add("--word", help="only the tag of this word, or this written token")
     methods = "integrated (gradients; default), gradient (times input), occlusion, rollout (of attention)"
@@ -281,6 +282,7 @@ def explain_parser(doc: str) -> argparse.ArgumentParser:
     add("--faithful", action="store_true", help="instead, test the methods on data.validation")
     add("--limit", type=int, default=100, metavar="N", help="examples of --faithful (default: 100)")
     add("--step", type=int, help="step of the checkpoint; default: the best")
+    add_answer_options(parser)
     return parser
 
 

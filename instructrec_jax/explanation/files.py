@@ -1,6 +1,6 @@
-"""The records that `explain` is asked about, and the files that it writes."""
+"""The records that `explain` is asked about."""
 
-from collections.abc import Sequence
+import argparse
 from pathlib import Path
 
 from instructrec_jax.answering.prediction_files import pictures_of
@@ -8,14 +8,11 @@ from instructrec_jax.answering.records import read_records
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.media.picture import picture_of
 from instructrec_jax.data.media.picture_references import PictureFolder
-from instructrec_jax.data.media.pixels import PixelReader
-from instructrec_jax.explanation.explain import Explanation
-from instructrec_jax.explanation.page import page_of
-from instructrec_jax.files import jsonl_writer, write_text
 from instructrec_jax.runs.predictions import Record
+from instructrec_jax.runs.run import Run
 
 
-def one_record(text: str | None, image: Path | None) -> Record:
+def _one_record(text: str | None, image: Path | None) -> Record:
     """A text, a picture, or a text with a picture. Raises ValueError for a picture that cannot be read."""
     if image is None:
         return text or ""
@@ -25,7 +22,19 @@ def one_record(text: str | None, image: Path | None) -> Record:
         raise ValueError(f"--image {image} cannot be read ({error.strerror or error}).") from error
 
 
-def records_of(source: Path, images: str) -> tuple[list[Record], list[PictureFolder]]:
+def records_of(options: argparse.Namespace, run: Run) -> tuple[list[Record], list[PictureFolder] | None]:
+    """The records that the options name, and where the pictures of each lie (None: in any file); none of --faithful.
+
+    Raises BadExample for an unreadable one, and ValueError for a picture that cannot be read.
+    """
+    if options.faithful:
+        return [], None
+    if options.input is None:
+        return [_one_record(options.text, options.image)], None
+    return _records_in(options.input, run.asker().images)
+
+
+def _records_in(source: Path, images: str) -> tuple[list[Record], list[PictureFolder]]:
     """The records of a file, and where the pictures of each lie. Raises BadExample for an unreadable one.
 
     Args:
@@ -42,19 +51,3 @@ def records_of(source: Path, images: str) -> tuple[list[Record], list[PictureFol
     if not found:
         raise ValueError(f"{source} has no records.")
     return found, folders
-
-
-def check_ending(out: Path | None) -> None:
-    """Raises ValueError for a file to write that is neither .jsonl nor .html."""
-    if out is not None and out.suffix not in (".jsonl", ".html"):
-        raise ValueError(f"--out {out} should end in .jsonl or .html.")
-
-
-def write(out: Path, explanations: Sequence[Explanation], reader: PixelReader | None) -> None:
-    """A record per explanation or, of a file .html, a page of heat maps. reader: of the run's pictures."""
-    if out.suffix == ".html":
-        write_text(out, page_of(explanations, reader))
-        return
-    with jsonl_writer(out) as line:
-        for explanation in explanations:
-            line(explanation.to_record())

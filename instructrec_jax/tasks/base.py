@@ -262,6 +262,10 @@ class Task:
         """The texts and arrays of one batch."""
         raise TypeError(f"{type(self).__name__} has no gather().")
 
+    def gather_answer(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> BatchTexts:
+        """`gather`, with a loss of the examples' targets alone where a training example has losses beside."""
+        return self.gather(encoded, rng)
+
     def loss(self, model: Network, batch: Batch, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         """(Σ w ℓ, Σ w), float32 scalars."""
         raise TypeError(f"{type(self).__name__} has no loss().")

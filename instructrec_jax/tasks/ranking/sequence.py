@@ -268,6 +268,13 @@ class SequenceTask(RankingTask):
             sample = NegativeSample(drawn.astype(np.int32), expected.astype(np.float32))
         return BatchTexts(texts, NextItems(end_to_end(labels), end_to_end(supervised), sample))
 
+    def gather_answer(self, encoded: Sequence[Encoded[SequenceTarget]], rng: np.random.Generator) -> BatchTexts:
+        """The last items of the histories, with the loss of the positive item alone."""
+        texts = [Text(np.append(np.int32(self._row(e)), e.text.tokens[1:])) for e in encoded]
+        labels = [np.append(e.text.tokens[1:], rng.choice(e.target.items)).astype(np.int32) for e in encoded]
+        supervised = [np.eye(1, len(each), len(each) - 1, np.int32)[0] for each in labels]
+        return BatchTexts(texts, NextItems(end_to_end(labels), end_to_end(supervised), None))
+
     @property
     def _chances(self) -> np.ndarray:
         """float64 [items]: the probability that an item is drawn as a negative."""
