@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from instructrec_jax.arrays import Array
-from instructrec_jax.backbones.layers import Embedding
+from instructrec_jax.backbones.layers import DropoutKeys, Embedding
 from instructrec_jax.data.batch import Batch, BatchTexts, lay_out, lengths_of
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.data.packing import fit
@@ -44,7 +44,7 @@ class GivenVectors(nnx.Module):
         self.table = inner.table
         self.look = lambda ids: vectors.astype(inner.dtype) if ids is tokens else inner(ids)
 
-    def __call__(self, ids: jax.Array) -> jax.Array:
+    def __call__(self, ids: jax.Array, keys: DropoutKeys | None = None) -> jax.Array:
         return self.look(ids)
 
 
