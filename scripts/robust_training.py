@@ -55,7 +55,8 @@ def main() -> None:
     arguments, rest = parser.parse_known_args()
     base, common = load(arguments.config), overrides(rest)
     noise = perturbations(arguments.noise)
-    ways = {PLAIN: {}} | {name: mapping(text, f"--way {name}") for name, text in arguments.way}
+    ways: dict[str, dict[str, object]] = {PLAIN: {}}
+    ways |= {name: mapping(text, f"--way {name}") for name, text in arguments.way}
     texts = noisy(measured_on(base, arguments.split, arguments.most), noise, arguments.language)
     rows: list[dict[str, Scores]] = []
     for seed in arguments.seeds:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from instructrec_jax.adapters.soft_targets import agreement_loss
-from instructrec_jax.backbones.layers import DropoutKeys, feature_bits
+from instructrec_jax.backbones.layers import DropoutKeys, Embedding, feature_bits
 from instructrec_jax.data.batch import Batch
 from instructrec_jax.tasks.base import LossInputs, Model, Task
 from instructrec_jax.training.distillation import Loss, Remembered
@@ -56,6 +56,11 @@ SETTINGS_OF: dict[str, tuple[str, ...]] = {
 def noise_of(config: RobustTrainingConfig) -> float:
     """`noise`, or the method's own."""
     return NOISE.get(config.method, 0.0) if config.noise is None else config.noise
+
+
+def passes(config: RobustTrainingConfig) -> int:
+    """How often a step runs the network, forward and backward, for its labeled examples."""
+    return {"r_drop": 2, "freelb": config.ascent_steps}.get(config.method, 1)
 
 
 def check_robust_training(
@@ -112,9 +117,9 @@ def reads_words(network: nnx.Module, task: Task) -> bool:
     return table_of(backbone) is not None and not hasattr(backbone, "read_rows") and not hears
 
 
-def table_of(backbone: object) -> nnx.Module | None:
+def table_of(backbone: object) -> Embedding | None:
     """The word embeddings; of a pair of networks those of the one that reads texts."""
-    found: nnx.Module | None = getattr(getattr(backbone, "text", backbone), "word_embeddings", None)
+    found: Embedding | None = getattr(getattr(backbone, "text", backbone), "word_embeddings", None)
     return found
 
 
@@ -222,7 +227,10 @@ def robust_loss(config: RobustTrainingConfig, task: Task, loss: Loss) -> Loss:
 
 
 def climbed(
-    config: RobustTrainingConfig, batch: Batch, first: jax.Array, gradient: Callable[[jax.Array], tuple[Sums, jax.Array]]
+    config: RobustTrainingConfig,
+    batch: Batch,
+    first: jax.Array,
+    gradient: Callable[[jax.Array], tuple[Sums, jax.Array]],
 ) -> Sums:
     """FreeLB: the mean of the sums and gradients at K = `ascent_steps` noises δ₀ … δ_K₋₁ (Zhu et al., 2020).
 

@@ -29,7 +29,7 @@ from instructrec_jax.training.robust_training import (
     has_dropout,
     random_noise,
 )
-from instructrec_jax.training.state import create_state, state_shardings
+from instructrec_jax.training.state import create_state, split_params, state_shardings
 from instructrec_jax.training.step import batch_dropout_keys, make_train_step
 
 networks = task_cases.networks  # a fixture
@@ -80,13 +80,20 @@ def test_packed_split_and_spread_as_one_batch(name: str, method: str, networks: 
             found[parts] = after_one_step(made, batch, parts, robust=how)
         except ValueError as error:
             assert "robust_training.method: r_drop compare" in str(error)
-            assert name.partition(",")[0] in ("preference", "contrastive", "image_tokenization")
+            assert name.partition(",")[0] in ("preference", "contrastive", "image_tokenization", "setfit")
             return
         if parts == 1:
             loss, weight, _ = after_one_step(made, batch)
             assert weight == pytest.approx(found[1][1]) and abs(loss - found[1][0]) > 1e-6 * abs(loss)
     assert found[2][:2] == pytest.approx(found[1][:2], rel=5e-5)
-    assert_close(found[2][2], found[1][2], atol=2e-5)
+    moved = jax.tree.map(lambda new, old: float(np.abs(new - np.asarray(old)).max()), found[1][2], trained(made))
+    # of the largest gradient, which is that of cosines over a temperature
+    assert_close(found[2][2], found[1][2], atol=2e-5 * max(1.0, *jax.tree.leaves(moved)))
+
+
+def trained(made: Any) -> Any:
+    """The trained parameters before the step."""
+    return split_params(made.model.params, made.model.is_frozen)[0]
 
 
 def refused(how: RobustTrainingConfig, made: Any) -> bool:
@@ -296,9 +303,7 @@ def test_packing_leaves_the_noise_of_a_text(setup: Any) -> None:
     found = []
     for plan in (unpacked(lengths, 64, 1), fit(lengths, 64)):
         batch = lay_out(texts, plan)
-        noise = np.asarray(
-            random_noise(FREELB, setup.model.network, batch, batch_dropout_keys(jnp.uint32(5), batch))
-        )
+        noise = np.asarray(random_noise(FREELB, setup.model.network, batch, batch_dropout_keys(jnp.uint32(5), batch)))
         found.append([noise[r, s : s + n] for r, s, n in zip(plan.row, plan.start, lengths, strict=True)])
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
