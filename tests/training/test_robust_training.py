@@ -15,11 +15,13 @@ from helpers import Setup, assert_close
 from task_cases import CASES, SLOW, after_one_step, alone, packed, texts_of
 from transformers import BertForSequenceClassification
 
+from instructrec_jax.adapters.soft_targets import agreement_loss
 from instructrec_jax.data.batch import Batch, Rows, lay_out, lengths_of
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.data.packing import fit, unpacked
 from instructrec_jax.distributed.mesh import data_shards
 from instructrec_jax.tasks.base import LossInputs
+from instructrec_jax.training.distillation import Arrays, DistilConfig, Teachers, distilled
 from instructrec_jax.training.robust_training import (
     RobustTrainingConfig,
     agreeing,
@@ -28,6 +30,7 @@ from instructrec_jax.training.robust_training import (
     climbed,
     has_dropout,
     random_noise,
+    twice,
 )
 from instructrec_jax.training.state import create_state, split_params, state_shardings
 from instructrec_jax.training.step import batch_dropout_keys, make_train_step
@@ -178,6 +181,22 @@ def test_r_drop_equals_pytorch(setup: Any) -> None:
     apart = (apart + kl(log_p, log_q, log_target=True, reduction="batchmean")) / 2
     expected = (own + 2 * R_DROP.weight * apart) / 2
     assert float(total / weight) == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_r_drop_goes_with_a_teacher(setup: Any) -> None:
+    """Both draws learn from it; hidden states of each draw are computed once, though two losses ask for them."""
+    batch = setup.batch()
+    arrays = [Arrays(params=setup.model.params, buffers={})]
+    teachers = Teachers(DistilConfig(["a"], hidden=0.5), [setup.model.graphdef], arrays)
+    own = distilled(setup.task, teachers, arrays, setup.model.network, batch, {})
+    keys = batch_dropout_keys(jnp.uint32(3), batch)
+    total, weight = agreeing(R_DROP, setup.task, own)(setup.model.network, batch, LossInputs(keys))
+    draws = [LossInputs(each) for each in twice(keys)]
+    losses = [own(setup.model.network, batch, draw)[0] for draw in draws]
+    outputs = [setup.task.soft_outputs(setup.task.view(setup.model.network), batch, draw)[0] for draw in draws]
+    expected = sum(losses) / 2 + R_DROP.weight * agreement_loss(*outputs)
+    assert losses[0] != losses[1] and float(total) == pytest.approx(float(expected), rel=1e-5)
+    assert float(weight) == len(setup.encoded)
 
 
 # ---------------------------------------------------------------- noise
