@@ -42,8 +42,9 @@ FREELB = RobustTrainingConfig("freelb", noise=1.0, ascent_steps=3, step_size=0.5
 METHODS = {
     "r_drop": replace(R_DROP, noise=2.0),
     "noise": RobustTrainingConfig("noise", distribution="gaussian"),
-    # Each step multiplies rounding by about eight, as it goes along a gradient of length 1: two are enough here.
-    "freelb": replace(FREELB, ascent_steps=2, max_norm=0.7),
+    # Each step multiplies rounding by about eight, as it goes along a gradient of length 1, and noise beside word
+    # embeddings of length 0.1 by more: two steps here, without the bound, which the test against PyTorch has.
+    "freelb": replace(FREELB, ascent_steps=2, max_norm=None),
 }
 # The others with -m slow: what a task adds to the step is in tests/tasks/test_properties.py.
 FAST = {("classification", "r_drop"), ("classification", "freelb"), ("language_model", "freelb")}
