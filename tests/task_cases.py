@@ -28,6 +28,7 @@ from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks.base import TaskConfig
 from instructrec_jax.training.distillation import Teachers
+from instructrec_jax.training.robust_training import RobustTrainingConfig
 from instructrec_jax.training.state import create_state, state_shardings
 from instructrec_jax.training.step import make_train_step
 
@@ -299,7 +300,11 @@ def packed(made: Built, texts: Any, rows: int = 1) -> Any:
 
 
 def after_one_step(
-    made: Built, batch: Any, accumulation: int = 1, teachers: Teachers | None = None
+    made: Built,
+    batch: Any,
+    accumulation: int = 1,
+    teachers: Teachers | None = None,
+    robust: RobustTrainingConfig | None = None,
 ) -> tuple[float, float, Any]:
     """(Σ w ℓ, Σ w, trained parameters less the mean gradient) of the step that training runs."""
     params = jax.tree.map(jnp.copy, made.model.params)  # the step gives the old state's memory to the new one
@@ -313,6 +318,7 @@ def after_one_step(
         shardings=shardings,
         accumulation=accumulation,
         teachers=teachers,
+        robust_training=robust,
     )
     state, sums = step(jax.device_put(state, shardings), to_devices(batch, made.mesh))
     return float(sums["loss"]), float(sums["weight"]), jax.device_get(state.params)

@@ -1,6 +1,6 @@
 """What a student learns from its teachers: their outputs in place of labels (Hinton et al., 2015)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -70,8 +70,46 @@ def soft_loss(student: SoftOutputs, teachers: Sequence[SoftOutputs], temperature
                 f"distil: the teacher has {teacher.classes:,} outputs, but this run {student.classes:,}: use a "
                 "teacher of the same task, labels, catalogue and vocabulary."
             )
+
+    def far(own: SoftOutputs, theirs: Sequence[SoftOutputs]) -> jax.Array:
+        return distance(own, theirs, temperature)
+
+    return _summed(student, teachers, far)
+
+
+def agreement_loss(one: SoftOutputs, other: SoftOutputs) -> jax.Array:
+    """Σ w d of two outputs z and z' of the same network, a float32 scalar; both have a gradient.
+
+        classes:  d = ½ (KL(p ‖ p') + KL(p' ‖ p)),  p = softmax(z)
+        labels:   the same with sigmoids, of each label and its complement; the mean over labels
+        numbers:  d = (z - z')²
+
+    Source: Liang et al., 2021, "R-Drop", equation 2. A KL divergence is no distance of numbers, so the squared
+    difference stands in its place.
+    """
+    return _summed(one, [other], lambda own, theirs: disagreement(own, theirs[0]))
+
+
+def disagreement(one: SoftOutputs, other: SoftOutputs) -> jax.Array:
+    """d of `agreement_loss`, float32 [...]."""
+    own, theirs = one.logits(), other.logits()
+    if one.kind == "numbers":
+        return jnp.square(own - theirs)[..., 0]
+    if one.kind == "labels":  # a softmax over (z, 0) for each label
+        own, theirs = (jnp.stack([z, jnp.zeros_like(z)], -1) for z in (own, theirs))
+    log_p, log_q = jax.nn.log_softmax(own), jax.nn.log_softmax(theirs)
+    divergence = 0.5 * jnp.sum((jnp.exp(log_p) - jnp.exp(log_q)) * (log_p - log_q), -1)
+    return divergence.mean(-1) if one.kind == "labels" else divergence
+
+
+def _summed(
+    student: SoftOutputs,
+    teachers: Sequence[SoftOutputs],
+    far: Callable[[SoftOutputs, Sequence[SoftOutputs]], jax.Array],
+) -> jax.Array:
+    """Σ w far(student, teachers), in chunks of positions where there is a table."""
     if student.table is None:
-        return jnp.sum(student.weights * distance(student, teachers, temperature))
+        return jnp.sum(student.weights * far(student, teachers))
     rows, length = student.weights.shape
     size = chunk_size(rows, length, student.classes, None)
     count = -(-length // size)
@@ -84,7 +122,7 @@ def soft_loss(student: SoftOutputs, teachers: Sequence[SoftOutputs], temperature
     def one(total: jax.Array, part: tuple[jax.Array, jax.Array, list[jax.Array]]) -> tuple[jax.Array, None]:
         weights, values, theirs = part
         each = [replace(teacher, values=own) for teacher, own in zip(teachers, theirs, strict=True)]
-        found = distance(replace(student, values=values), each, temperature)
+        found = far(replace(student, values=values), each)
         return total + jnp.sum(weights * found), None
 
     parts = (padded(student.weights), padded(student.values), [padded(teacher.values) for teacher in teachers])

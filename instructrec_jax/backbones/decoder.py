@@ -421,7 +421,7 @@ class Decoder(Backbone):
         if images is not None and self.reader is None:
             raise ValueError("the network reads no images: its config.json has no vision_config.")
         # the id of an image's tokens may lie beyond the table
-        x = self.word_embeddings(tokens if images is None else jnp.where(images.places < 0, tokens, 0))
+        x = self.word_embeddings(tokens if images is None else jnp.where(images.places < 0, tokens, 0), dropout)
         if self.spec.embedding_scale is not None:
             x = x * jnp.asarray(self.spec.embedding_scale, x.dtype)  # rounded, as Gemma was trained
         groups = None

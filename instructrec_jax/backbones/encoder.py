@@ -193,7 +193,7 @@ class Encoder(Backbone):
         dropout: DropoutKeys | None = None,
     ) -> jax.Array:
         check_positions(positions, self.max_length)
-        x = self.word_embeddings(tokens) + self.position_embeddings(positions + self.spec.position_offset)
+        x = self.word_embeddings(tokens, dropout) + self.position_embeddings(positions + self.spec.position_offset)
         if self.token_type_embeddings is not None:
             x = x + self.token_type_embeddings(token_types)
         x = self.embedding_norm(x)

@@ -174,7 +174,7 @@ class GPT2(Backbone):
     ) -> jax.Array | tuple[jax.Array, DecoderCache]:
         # `run_layers` sets outputs beyond the table to NaN; NaN inputs would spread over their row
         rows = jnp.minimum(positions, self.max_length - 1)
-        x = self.word_embeddings(tokens) + self.position_embeddings(rows)
+        x = self.word_embeddings(tokens, dropout) + self.position_embeddings(rows)
         x = _dropout(x, self.spec.embedding_dropout, None if dropout is None else dropout.fold(0))
         x, updated = run_layers(self.layers, x, segment_ids, positions, {}, self.max_length, dropout, cache)
         x = self.final_norm(x)

@@ -110,7 +110,10 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 class Embedding(nnx.Module):
-    """A table [size, features]. An id outside the table gives NaN (instead of a clamped row)."""
+    """A table [size, features]. An id outside the table gives NaN (instead of a clamped row).
+
+    A call's `keys` are used only for their `shift`, which is added.
+    """
 
     def __init__(
         self,
@@ -129,10 +132,12 @@ class Embedding(nnx.Module):
         self.table: nnx.Param[jax.Array] | Table = nnx.Param(table, axes=axes)
         self.dtype = dtype
 
-    def __call__(self, ids: jax.Array) -> jax.Array:
+    def __call__(self, ids: jax.Array, keys: "DropoutKeys | None" = None) -> jax.Array:
         if isinstance(self.table, nnx.Param):
-            return jnp.take(self.table[...], ids, axis=0).astype(self.dtype)
-        return self.table.rows(ids).astype(self.dtype)
+            rows = jnp.take(self.table[...], ids, axis=0).astype(self.dtype)
+        else:
+            rows = self.table.rows(ids).astype(self.dtype)
+        return rows if keys is None or keys.shift is None else rows + keys.shift.astype(self.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -209,18 +214,20 @@ class DropoutKeys:
     """uint32 keys [rows, length], one per token, made by `dropout_keys` from (seed, example, position).
 
     Random bits depend on these keys alone, so they do not change with the packing of examples into rows, with
-    micro-batches or with devices. `target` has the keys of an encoder–decoder's target texts.
+    micro-batches or with devices. `target` has the keys of an encoder–decoder's target texts, `shift` float
+    [rows, length, features] what is added to the word embeddings of the texts (`training.robust_training`).
     """
 
     tokens: jax.Array
     target: "DropoutKeys | None" = None
+    shift: jax.Array | None = None
 
     def fold(self, site: int | jax.Array) -> "DropoutKeys":
         """Independent keys for one dropout site (first a layer number, then a site in the layer)."""
         return DropoutKeys(_hash(self.tokens + _SITE * (jnp.asarray(site).astype(jnp.uint32) + np.uint32(1))))
 
     def at(self, tokens: jax.Array) -> "DropoutKeys":
-        """The keys of some tokens of each row, int [rows, n]."""
+        """The dropout keys of some tokens of each row, int [rows, n]."""
         return DropoutKeys(jnp.take_along_axis(self.tokens, tokens, axis=1))
 
     def parts(self, count: int) -> "DropoutKeys":
@@ -253,10 +260,15 @@ def dropout(x: jax.Array, rate: float, keys: DropoutKeys | None) -> jax.Array:
     """Inverted dropout of x [rows, length, ...features]; the identity if `keys` is None or `rate` is 0."""
     if keys is None or rate == 0.0:
         return x
-    features = jnp.arange(np.prod(x.shape[2:], dtype=int), dtype=jnp.uint32).reshape(x.shape[2:])
-    tokens = keys.tokens.reshape(keys.tokens.shape + (1,) * features.ndim)
-    keep = keep_mask(_hash(tokens + _GOLDEN * features), rate)
+    keep = keep_mask(feature_bits(keys, x.shape[2:]), rate)
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def feature_bits(keys: DropoutKeys, shape: tuple[int, ...]) -> jax.Array:
+    """uint32 bits [rows, length, *shape], one for each feature of each token."""
+    features = jnp.arange(np.prod(shape, dtype=int), dtype=jnp.uint32).reshape(shape)
+    tokens = keys.tokens.reshape(keys.tokens.shape + (1,) * features.ndim)
+    return _hash(tokens + _GOLDEN * features)
 
 
 def attention_dropout_bits(keys: DropoutKeys, heads: int, key_positions: jax.Array) -> jax.Array:

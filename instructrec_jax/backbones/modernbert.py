@@ -184,7 +184,7 @@ class ModernBert(Backbone):
         dropout: DropoutKeys | None = None,
     ) -> jax.Array:
         check_positions(positions, self.max_length)
-        x = self.embedding_norm(self.word_embeddings(tokens))
+        x = self.embedding_norm(self.word_embeddings(tokens, dropout))
         x = _dropout(x, self.spec.embedding_dropout, None if dropout is None else dropout.fold(0))
         rotations = {kind: rotation(positions, rope) for kind, rope in self.ropes}
         return self.final_norm(self.layers(x, Context(segment_ids, positions, rotations), dropout))

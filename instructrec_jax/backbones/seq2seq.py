@@ -269,7 +269,7 @@ class EncoderDecoder(Backbone):
             raise ValueError(f"a {type(self).__name__} reads words alone, but the batch has images or sounds.")
         check_positions(positions, self.max_length)
         context = Context(segment_ids, positions, segment_ids, positions)
-        return self.encoder(self.word_embeddings(tokens), context, dropout, None)[0]
+        return self.encoder(self.word_embeddings(tokens, dropout), context, dropout, None)[0]
 
     @overload
     def decode(

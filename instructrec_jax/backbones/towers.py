@@ -150,7 +150,7 @@ class TextTower(Backbone):
         dropout: DropoutKeys | None = None,
     ) -> jax.Array:
         check_positions(positions, self.max_length)
-        x = self.word_embeddings(tokens) + self.position_embeddings(positions)
+        x = self.word_embeddings(tokens, dropout) + self.position_embeddings(positions)
         return self.final_norm(self.layers(x, Context(segment_ids, positions, None), dropout))
 
     def pool(self, last: jax.Array) -> jax.Array:

@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 from instructrec_jax.arrays import Array
-from instructrec_jax.backbones.layers import Embedding
+from instructrec_jax.backbones.layers import DropoutKeys, Embedding
 from instructrec_jax.backbones.vision import patches_of
 from instructrec_jax.data.batch import Batch
 from instructrec_jax.data.loader import to_devices
@@ -50,7 +50,7 @@ class GivenVectors(nnx.Module):
         every, tokens = batch.targets is None, batch.texts.tokens
         self.look = lambda ids: vectors.astype(inner.dtype) if every or ids is tokens else inner(ids)
 
-    def __call__(self, ids: jax.Array) -> jax.Array:
+    def __call__(self, ids: jax.Array, keys: DropoutKeys | None = None) -> jax.Array:
         return self.look(ids)
 
 

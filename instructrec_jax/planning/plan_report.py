@@ -12,6 +12,7 @@ from instructrec_jax.planning import hlo
 from instructrec_jax.planning.compiled_step import CompiledStep, compile_step
 from instructrec_jax.runs.config import Config
 from instructrec_jax.training import flops
+from instructrec_jax.training.robust_training import passes
 from instructrec_jax.training.semi_supervised import RememberingState
 from instructrec_jax.training.state import merge_params
 
@@ -109,7 +110,7 @@ def measure(step: CompiledStep, config: Config, topology: str, mesh: DeviceMesh,
     program = hlo.parse(text := step.compiled.as_text() or "", unbounded=step.loss_chunks)
     moved = hlo.collectives(program, per_slice=chips // slices)
     tree = merge_params(step.state.params, step.state.frozen)
-    learned = filter(None, (step.texts, step.views))
+    learned = filter(None, (*[step.texts] * passes(config.robust_training), step.views))
     counted = [flops.step_flops(tree, step.is_frozen, step.network, texts, tied=step.tied) for texts in learned]
     kernel, remat = "splash_mha" in text, config.backbone.remat
     attention_done = sum(each.attention_with(remat, kernel=kernel) for each in counted) / chips

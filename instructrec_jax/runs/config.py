@@ -37,6 +37,7 @@ from instructrec_jax.training.checkpoint import CheckpointConfig
 from instructrec_jax.training.distillation import DistilConfig
 from instructrec_jax.training.optimizer import OptimizerConfig
 from instructrec_jax.training.profiling import ProfileConfig
+from instructrec_jax.training.robust_training import RobustTrainingConfig
 from instructrec_jax.training.semi_supervised import SemiSupervisedConfig
 from instructrec_jax.training.tracking import TrackingConfig
 
@@ -67,6 +68,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     distil: DistilConfig = field(default_factory=DistilConfig)
     semi_supervised: SemiSupervisedConfig = field(default_factory=SemiSupervisedConfig)
+    robust_training: RobustTrainingConfig = field(default_factory=RobustTrainingConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     abstain: AbstainConfig = field(default_factory=AbstainConfig)

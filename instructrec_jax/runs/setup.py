@@ -22,6 +22,7 @@ from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.training.optimizer import OptimizerConfig, make_optimizer
 from instructrec_jax.training.parameters import learning_rate_factors, with_learning_rate
+from instructrec_jax.training.robust_training import check_robust_training
 from instructrec_jax.training.semi_supervised import with_memory
 from instructrec_jax.training.state import TrainState, Tree, create_state, state_shardings
 from instructrec_jax.training.step import make_train_step
@@ -88,6 +89,8 @@ class TrainingSetup:
         abstract: bool = False,
     ) -> "TrainingSetup":
         network, fresh = model.network, config.backbone.random_init
+        rates = {"config.json": model.source.config.to_dict(), "lora": vars(config.lora), "task": vars(config.task)}
+        check_robust_training(config.robust_training, task, config.task.name, network, rates)
         chosen, rate_note = with_learning_rate(config.optimizer, network, model.is_frozen, random_init=fresh)
         factors = learning_rate_factors(network, chosen.layer_decay) if chosen.layer_decay < 1 else None
         optimizer = make_optimizer(chosen, config.steps, factors)
@@ -114,6 +117,7 @@ class TrainingSetup:
             accumulation=config.accumulation,
             teachers=beside_step(config, task, teachers, mesh, are_abstract=abstract),
             semi_supervised=config.semi_supervised,
+            robust_training=config.robust_training,
         )
         if not abstract:
             state = place(state, shardings)

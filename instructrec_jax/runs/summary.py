@@ -18,6 +18,7 @@ from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.runs.training_data import TrainingData
 from instructrec_jax.training.flops import Texts, forward_flops, has_output_table, step_flops
+from instructrec_jax.training.robust_training import passes
 from instructrec_jax.training.state import Tree, merge_params
 
 
@@ -56,6 +57,7 @@ def flops_and_peak(setup: TrainingSetup, data: TrainingData) -> tuple[Callable[[
         weak = round(tokens * data.weak_share)
         texts = texts_of(tokens - weak)
         own = step_flops(shapes, setup.model.is_frozen, network, texts, tied=tied, backbone=runs_backbone).model
+        own *= passes(setup.config.robust_training)
         if weak:
             own += forward_flops(shapes, network, texts_of(weak), tied=tied, backbone=runs_backbone)
         return own + sum(

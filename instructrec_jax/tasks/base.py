@@ -271,8 +271,11 @@ class Task:
         raise TypeError(f"{type(self).__name__} has no loss().")
 
     def soft_outputs(self, model: Network, batch: Batch, inputs: LossInputs) -> Sequence[SoftOutputs]:
-        """The outputs that `loss` compares with targets, for distillation; their weights sum to its Σ w."""
-        raise ValueError(f"distil.teachers is set, but {type(self).__name__} has no soft_outputs(): leave it out.")
+        """The outputs that `loss` compares with targets, for distillation and R-Drop; their weights sum to its Σ w."""
+        raise ValueError(
+            f"{type(self).__name__} has no soft_outputs(), which distil.teachers and robust_training.method: r_drop "
+            "compare: leave them out."
+        )
 
     reads_unlabeled = False  # whether `soft_outputs` tells what two views of an unlabeled example have in common
 

@@ -20,6 +20,7 @@ from instructrec_jax.data.batch import Batch, Rows
 from instructrec_jax.distributed.mesh import DeviceMesh, replicated
 from instructrec_jax.tasks.base import LossInputs, Model, Task, microbatches
 from instructrec_jax.training.distillation import Arrays, Loss, Teachers, distilled
+from instructrec_jax.training.robust_training import RobustTrainingConfig, climbed, random_noise, robust_loss
 from instructrec_jax.training.semi_supervised import (
     Noted,
     RememberingState,
@@ -33,6 +34,8 @@ from instructrec_jax.training.semi_supervised import (
 from instructrec_jax.training.state import TrainState, Tree, merge_params
 
 Sums = tuple[jax.Array, jax.Array, Noted, Tree]
+# (trained parameters, noise on word embeddings, batch, micro-batches) -> (Σ w ℓ, (Σ w, what is noted))
+TotalLoss = Callable[[Tree, jax.Array | None, Batch, int], tuple[jax.Array, tuple[jax.Array, Noted]]]
 T = TypeVar("T")
 # arbitrary: they separate the dropout keys of targets and of unlabeled views from those of texts
 TARGET_SEED, WEAK_SEED, STRONG_SEED = np.uint32(0x5BD1E995), np.uint32(0x2C1B3C6D), np.uint32(0x297A2D39)
@@ -65,6 +68,7 @@ def make_train_step(
     accumulation: int = 1,
     teachers: Teachers | None = None,
     semi_supervised: SemiSupervisedConfig | None = None,
+    robust_training: RobustTrainingConfig | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Compiles (state, batch) -> (state, the window's sums); the new state reuses the memory of the old one.
 
@@ -74,9 +78,11 @@ def make_train_step(
     Args:
       teachers: frozen networks that the loss also compares with, see `distillation.distilled`.
       semi_supervised: how it also learns from the unlabeled examples of a batch; None: it has none.
+      robust_training: how noise is made to matter less; None: not at all.
     """
+    robust = None if robust_training is None or robust_training.method == "none" else robust_training
     semi = None if semi_supervised is None or semi_supervised.method == "none" else semi_supervised
-    gradients = _make_gradients(task, graphdef, mesh, accumulation, teachers, semi)
+    gradients = _make_gradients(task, graphdef, mesh, accumulation, teachers, semi, robust)
 
     def train_step(
         state: TrainState, batch: Batch, arrays: Sequence[Arrays] = ()
@@ -141,6 +147,7 @@ def _make_gradients(
     accumulation: int,
     teachers: Teachers | None,
     semi: SemiSupervisedConfig | None,
+    robust: RobustTrainingConfig | None,
 ) -> Callable[[TrainState, Batch, jax.Array, Sequence[Arrays]], Sums]:
     """(state, batch, dropout seed, teachers' arrays) -> (Σ w ℓ, Σ w, what is noted, gradient of Σ w ℓ / Σ w)."""
 
@@ -153,31 +160,24 @@ def _make_gradients(
         if teachers is not None:
             with mesh.tracing():
                 loss = distilled(task, teachers, arrays, student, batch, state.buffers)
+        if robust is not None and robust.method != "freelb":
+            loss = robust_loss(robust, task, loss)
         unlabeled = None if semi is None else _unlabeled(semi, task, graphdef, mesh, student, state, batch)
 
         def total_loss(
-            params: Tree, state: TrainState, batch: Batch, seed: jax.Array, count: int
+            params: Tree, noise: jax.Array | None, batch: Batch, count: int
         ) -> tuple[jax.Array, tuple[jax.Array, Noted]]:
             model = nnx.merge(graphdef, merge_params(params, state.frozen))
-            inputs = LossInputs(batch_dropout_keys(seed, batch), state.buffers, count)
+            keys = batch_dropout_keys(seed, batch)
+            inputs = LossInputs(keys if noise is None else replace(keys, shift=noise), state.buffers, count)
             with mesh.tracing():
                 total, weight = loss(model, replace(batch, unlabeled=None), inputs)
                 if unlabeled is None:
                     return total, (weight, Noted({}))
-                views = batch.unlabeled
-                assert views is not None
-                strong = batch_dropout_keys(seed ^ STRONG_SEED, views.strong)
-                is_noisy = unlabeled.method == "pi_model"
-                weak = batch_dropout_keys(seed ^ WEAK_SEED, views.weak) if is_noisy else None
-                more, noted = unlabeled_loss(unlabeled, model, batch, inputs, weak, strong)
+                more, noted = unlabeled_loss(unlabeled, model, batch, inputs, *_view_keys(unlabeled, batch, seed))
                 return total + more, (weight, noted)
 
-        gradient = jax.value_and_grad(total_loss, has_aux=True)
-
-        def sums_of(batch: Batch, count: int) -> Sums:
-            (total, (weight, noted)), grads = gradient(state.params, state, batch, seed, count)
-            return total, weight, noted, grads
-
+        sums_of = _sums_of(total_loss, robust, student, state, seed)
         if accumulation == 1 or task.couples_examples:  # a coupled loss splits the batch itself
             total, weight, noted, grads = sums_of(batch, accumulation)
         else:
@@ -192,6 +192,39 @@ def _make_gradients(
         return total, weight, noted, jax.tree.map(lambda g: g * scale, grads)
 
     return gradients
+
+
+def _sums_of(
+    total_loss: TotalLoss, robust: RobustTrainingConfig | None, student: Model, state: TrainState, seed: jax.Array
+) -> Callable[[Batch, int], Sums]:
+    """(batch or micro-batch, micro-batches in which its loss runs the network) -> its sums and gradients."""
+    gradient = jax.value_and_grad(total_loss, has_aux=True)
+
+    def once(batch: Batch, count: int) -> Sums:
+        (total, (weight, noted)), grads = gradient(state.params, None, batch, count)
+        return total, weight, noted, grads
+
+    if robust is None or robust.method != "freelb":
+        return once
+    both = jax.value_and_grad(total_loss, argnums=(0, 1), has_aux=True)
+
+    def climbing(batch: Batch, count: int) -> Sums:
+        def at(noise: jax.Array) -> tuple[Sums, jax.Array]:
+            (total, (weight, noted)), (grads, slope) = both(state.params, noise, batch, count)
+            return (total, weight, noted, grads), slope
+
+        return climbed(robust, batch, random_noise(robust, student, batch, batch_dropout_keys(seed, batch)), at)
+
+    return climbing
+
+
+def _view_keys(unlabeled: Unlabeled, batch: Batch, seed: jax.Array) -> tuple[DropoutKeys | None, DropoutKeys]:
+    """The dropout keys of the weak view (None: without dropout) and of the strong one."""
+    views = batch.unlabeled
+    assert views is not None
+    strong = batch_dropout_keys(seed ^ STRONG_SEED, views.strong)
+    is_noisy = unlabeled.method == "pi_model"
+    return batch_dropout_keys(seed ^ WEAK_SEED, views.weak) if is_noisy else None, strong
 
 
 def _unlabeled(

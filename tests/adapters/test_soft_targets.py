@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from scipy.special import expit, log_softmax, softmax
 
-from instructrec_jax.adapters.soft_targets import SoftOutputs, distance, soft_loss
+from instructrec_jax.adapters.soft_targets import SoftOutputs, agreement_loss, disagreement, distance, soft_loss
 
 RNG = np.random.default_rng(0)
 STUDENT, FIRST, SECOND = (RNG.normal(size=(2, 5, 7)) * 3 for _ in range(3))
@@ -79,3 +80,42 @@ def test_a_teacher_like_the_student_has_no_gradient() -> None:
 def test_outputs_of_another_size_are_named() -> None:
     with pytest.raises(ValueError, match="the teacher has 6 outputs, but this run 7"):
         soft_loss(outputs("classes", STUDENT), [outputs("classes", FIRST[..., :6])], T)
+
+
+@pytest.mark.parametrize("kind", ["classes", "labels", "numbers"])
+def test_agreement_is_half_of_both_divergences(kind: str) -> None:
+    """Value and the gradients of both sides, against PyTorch in float64."""
+    p, q = (torch.tensor(each, requires_grad=True) for each in (FIRST, SECOND))
+    if kind == "numbers":
+        each = (p - q)[..., 0] ** 2
+    else:
+        pair = [torch.stack([z, 0 * z], -1) if kind == "labels" else z for z in (p, q)]
+        a, b = (torch.distributions.Categorical(logits=z) for z in pair)
+        both = torch.distributions.kl_divergence(a, b) + torch.distributions.kl_divergence(b, a)
+        each = both.mean(-1) / 2 if kind == "labels" else both / 2
+    (torch.tensor(WEIGHTS) * each).sum().backward()
+
+    def loss(one: jax.Array, other: jax.Array) -> jax.Array:
+        return agreement_loss(outputs(kind, one), outputs(kind, other))  # type: ignore[arg-type]
+
+    found = jax.grad(loss, argnums=(0, 1))(jnp.asarray(FIRST, jnp.float32), jnp.asarray(SECOND, jnp.float32))
+    np.testing.assert_allclose(disagreement(outputs(kind, FIRST), outputs(kind, SECOND)), each.detach(), rtol=3e-5)
+    for mine, theirs in zip(found, (p.grad, q.grad), strict=True):
+        assert theirs is not None
+        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_agreement_over_a_vocabulary_has_the_gradients_of_both_sides() -> None:
+    """Also that of the shared table; 3000 tokens are several chunks."""
+    hidden, theirs = (jnp.asarray(RNG.normal(size=(2, 3000, 4)), jnp.float32) for _ in range(2))
+    table = jnp.asarray(RNG.normal(size=(7, 4)), jnp.float32)
+    weights = jnp.asarray(RNG.random((2, 3000)), jnp.float32)
+
+    def loss(one: jax.Array, other: jax.Array, table: jax.Array, whole: bool) -> jax.Array:
+        both = [SoftOutputs("classes", x, weights, table) for x in (one, other)]
+        return agreement_loss(*(replace(e, values=e.logits(), table=None) if whole else e for e in both))
+
+    value = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)), static_argnums=3)
+    found, wanted = (value(hidden, theirs, table, whole) for whole in (False, True))
+    for mine, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-3)

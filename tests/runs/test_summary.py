@@ -1,6 +1,7 @@
 """What a run says before its first step, and the FLOP behind its MFU."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.runs.summary import flops_and_peak, introduction, summarize
 from instructrec_jax.runs.training_data import TrainingData
 from instructrec_jax.tasks import ClassificationConfig
+from instructrec_jax.training.robust_training import RobustTrainingConfig
 
 CONFIG = changed(Config(task=ClassificationConfig()), run_dir="runs/my run", steps=1200, backbone__path="bert")
 
@@ -71,6 +73,13 @@ def test_flops_are_those_of_the_matrices_counted_by_hand(opened: Any) -> None:
     assert flops(tokens) == pytest.approx(tokens * (per_token + attention) + heads, rel=0.03)
     assert flops(2 * tokens) == pytest.approx(2 * flops(tokens), rel=1e-3)
     assert peak is None  # of this CPU
+
+
+def test_a_step_that_runs_the_network_more_often_has_more_of_them(opened: Any) -> None:
+    setup, data = opened
+    for how, times in ((RobustTrainingConfig("r_drop"), 2), (RobustTrainingConfig("freelb", ascent_steps=3), 3)):
+        own = replace(setup, config=replace(setup.config, robust_training=how))
+        assert flops_and_peak(own, data)[0](1000) == times * flops_and_peak(setup, data)[0](1000)
 
 
 def test_the_peak_is_that_of_all_devices(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,10 @@ class SetFitTask(ClassificationTask):
         return losses.sum(), jnp.float32(len(losses))
 
     def soft_outputs(self, model: Network, batch: Batch, inputs: LossInputs) -> list[SoftOutputs]:
-        raise ValueError("distil.teachers is set, but the pairs of task.type setfit have no outputs: leave it out.")
+        raise ValueError(
+            "the pairs of task.type setfit have no outputs, which distil.teachers and robust_training.method: r_drop "
+            "compare: leave them out."
+        )
 
     # ---------------------------------------------------------------- the head
 
