@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save
 
 from instructrec_jax.files import read_jsonl, replacing, write_jsonl
 
+FOLDER = "semantic_ids"  # of the codes, in the folder of a network whose vocabulary has them
 CODES, CODEBOOKS = "codes.jsonl", "codebooks.safetensors"
 SPARE = 4  # codes of the last level beyond those in use, for new items
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

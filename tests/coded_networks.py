@@ -1,0 +1,23 @@
+"""Tiny language models whose vocabulary has the codes of the tests' twelve items."""
+
+from pathlib import Path
+
+import numpy as np
+
+from instructrec_jax.backbones.wider_vocabulary import widen
+from instructrec_jax.ranking.semantic_ids import FOLDER, SemanticIds, fit
+
+ITEMS = [f"item-{number}" for number in range(12)]
+
+
+def codes_of_items() -> SemanticIds:
+    """Codes of two levels, and one more where items share them."""
+    return fit(ITEMS, np.random.default_rng(0).normal(size=(12, 5)), levels=2, codes=3, seed=0)
+
+
+def coded_network(folder: Path, network: Path) -> Path:
+    """Writes a network with the codes to an empty folder, and returns it."""
+    ids = codes_of_items()
+    widen(network, ids.tokens, folder, seed=0)
+    ids.save(folder / FOLDER)
+    return folder
