@@ -49,12 +49,14 @@ class IdsConfig:
 
 def prepare_ids(config: IdsConfig) -> dict[str, object]:
     """Writes the folder; returns its card. The same settings give the same bytes."""
-    from instructrec_jax.runs.run import Run
+    from instructrec_jax.runs.run import Run, is_run
+    from instructrec_jax.runs.vectors import settings_of
 
     out = Path(config.out).absolute()
     check_target(out, config.overwrite)
     network, catalogue = find_folder(config.network), Catalogue.load(config.catalogue)
-    vectors = Run.open(config.encoder).encode(catalogue.texts)
+    encoder = Run.open(config.encoder, None if is_run(config.encoder) else settings_of(config.encoder))
+    vectors = encoder.encode(catalogue.texts)
     ids = fit(catalogue.ids, vectors, levels=config.levels, codes=config.codes, seed=config.seed)
     card: dict[str, object] = {
         "catalogue": config.catalogue,

@@ -43,7 +43,8 @@ class _Tensor:
             return old
         rows = np.moveaxis(old, self.axis, 0).astype(np.float32)
         noise = np.random.default_rng(self.seed).normal(size=(self.more, *rows.shape[1:]))
-        new = rows.mean(0) + (rows.std(0) * noise if rows[0].size > 1 else 0)
+        deviation = rows.std(0) if rows[0].size > 1 else np.zeros(rows.shape[1:], np.float32)
+        new = rows.mean(0) + deviation * noise
         return np.concatenate([old, np.moveaxis(new.astype(old.dtype), 0, self.axis)], self.axis)
 
 

@@ -81,14 +81,23 @@ class GenerativeTask(RankingTask, LikelihoodTask):
     def __init__(self, config: GenerativeConfig, context: TaskContext):
         LanguageModelTask.__init__(self, config, context)
         RankingTask.__init__(self, config, context)
-        if config.beams < 1 or config.history_limit < 0:
-            raise ValueError("task.beams should be at least 1, and task.history_limit at least 0.")
+        if config.beams < max(config.cutoffs):
+            raise ValueError(
+                f"task.beams is {config.beams}, but task.cutoffs asks for the best {max(config.cutoffs)}: raise beams."
+            )
+        if config.history_limit < 0:
+            raise ValueError(f"task.history_limit should be at least 0, but is {config.history_limit}.")
         if config.max_target_length is not None:
             raise ValueError("task.max_target_length is known from the semantic ids: leave it out.")
         if context.truncate == "right" and not self.is_pair:
             raise ValueError("data.truncate right would cut the answer at the end of a text: set it to left or drop.")
         self.ids_folder = self._find(context)
         self.ids = SemanticIds.load(self.ids_folder)
+        if context.new_items:
+            raise ValueError(
+                "generative: new items have no codes yet. Make the codes of the larger catalogue with "
+                "`python -m instructrec_jax.prepare ids`, or answer with a run that reads items' texts (retrieval)."
+            )
         if list(self.ids.items) != self.catalogue.ids:
             raise ValueError(
                 f"{self.ids_folder} has the codes of other items than the catalogue {config.catalogue}: make them with "
