@@ -243,6 +243,16 @@ def drawing(language_models: dict[str, Path], tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
+def coded(language_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny random language models that know the twelve items of `task_config` by codes, "codes llama" and "codes t5"."""
+    from coded_networks import coded_network
+
+    return {
+        f"codes {kind}": coded_network(tmp_path_factory.mktemp(kind), language_models[kind]) for kind in ("llama", "t5")
+    }
+
+
+@pytest.fixture(scope="session")
 def hearing(language_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Whisper, with dropout, in HuggingFace layout."""
     return whisper(tmp_path_factory.mktemp("whisper"), language_models["bart"])

@@ -30,6 +30,7 @@ from instructrec_jax.tasks import (
     ContrastiveConfig,
     DialogueConfig,
     ExtractiveSummarizationConfig,
+    GenerativeConfig,
     ImageTokenizationConfig,
     LanguageModelConfig,
     LanguageModelRankingConfig,
@@ -82,10 +83,11 @@ def examples(kind: str, count: int = 32, seed: int = 0) -> list[Example]:
             "reranker": f"item-{SUBJECTS.index(subject)}",
             "language_model_ranking": f"item-{SUBJECTS.index(subject)}",
             "sequence": f"item-{SUBJECTS.index(subject)}",
+            "generative": f"item-{SUBJECTS.index(subject)}",
             "choice": subject,
         }.get(kind, " ".join([*words[:3], subject]))  # of tasks that write, and of those that quote
         history: tuple[str, ...] = ()
-        if kind in ("retrieval", "reranker", "language_model_ranking") and number % 3 == 0:
+        if kind in ("retrieval", "reranker", "language_model_ranking", "generative") and number % 3 == 0:
             history = (f"item-{(SUBJECTS.index(subject) + 1) % 5}",)
         if kind == "sequence":
             history = tuple(f"item-{i}" for i in 5 + rng.permutation(7)[: number % 8])
@@ -108,7 +110,7 @@ def data_uri(file: bytes) -> str:
 
 def task_config(kind: str, folder: Path, **settings: Any) -> Any:
     """The config of a task; `folder` receives a small catalogue if it needs one."""
-    if kind in ("retrieval", "sequence", "reranker", "language_model_ranking"):
+    if kind in ("retrieval", "sequence", "reranker", "language_model_ranking", "generative"):
         items = list(range(12))
         texts = [f"a film about {SUBJECTS[i % 5]} " + "very " * i for i in items]
         folder.mkdir(exist_ok=True)
@@ -125,6 +127,8 @@ def task_config(kind: str, folder: Path, **settings: Any) -> Any:
         if kind == "language_model_ranking":
             small = {"protocols": ["uni5"], "template": "plain"}
             return LanguageModelRankingConfig(catalogue=str(folder), **(small | settings))
+        if kind == "generative":
+            return GenerativeConfig(catalogue=str(folder), **settings)
         return RetrievalConfig(catalogue=str(folder), **settings)
     if kind == "multitask":
         return MultitaskConfig(

@@ -108,6 +108,8 @@ CASES = {
     "translation": Case("llama"),
     "language_model_ranking": Case("llama"),
     "language_model_ranking, yes_no": Case("llama", {"form": "yes_no", "negatives": 2}),
+    "generative": Case("codes llama", {"beams": 20}),
+    "generative, encoder–decoder": Case("codes t5", {"beams": 20}, mesh=(8, 1, 1)),
     "image_tokenization": Case("fsq", beside=False, mesh=(8, 1, 1)),
     "text_to_image": Case("draw llama", {"blank_prompts": 0.5}, beside=False, mesh=(2, 1, 1, 4)),
     "text_to_image, encoder–decoder": Case("draw t5", {"blank_prompts": 0.5}, beside=False),
@@ -139,6 +141,7 @@ def networks(
     pair_networks: dict[str, Path],
     seeing: dict[str, Path],
     drawing: dict[str, Path],
+    coded: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[tuple[str, bool], Path]:
     """(network, whether it has dropout) -> folder."""
@@ -150,6 +153,7 @@ def networks(
         **pair_networks,
         **seeing,
         **drawing,
+        **coded,
         "whisper": hearing,
     }.items():
         silent = tmp_path_factory.mktemp(f"silent-{name}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from coded_networks import coded_network
 from flax import nnx
 from helpers import SUBJECTS
 from tiny_runs import tiny_run, untrained_run, write_settings
@@ -29,7 +30,13 @@ from instructrec_jax.recommend import main
 from instructrec_jax.runs import data as run_data
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.run import Run, _with_known_items
-from instructrec_jax.tasks import LanguageModelRankingConfig, RerankerConfig, RetrievalConfig, SequenceConfig
+from instructrec_jax.tasks import (
+    GenerativeConfig,
+    LanguageModelRankingConfig,
+    RerankerConfig,
+    RetrievalConfig,
+    SequenceConfig,
+)
 from instructrec_jax.tasks.prediction import Predict
 
 TITLES = ["The Love", "War", "Space", "Crime", "Music", "Old Love", "New War", "太空 🚀", "War", "Dull", "Good", "Long"]
@@ -78,8 +85,10 @@ def runs(
         "sequence": SequenceConfig(**where, **small),
         "reranker": RerankerConfig(**where, protocols=["uni9"]),
         "language_model_ranking": LanguageModelRankingConfig(**where, protocols=["uni5"], template="plain"),
+        "generative": GenerativeConfig(**where, beams=max(20, ITEMS)),
     }
-    networks = {"language_model_ranking": language_models["llama"]}
+    coded = coded_network(tmp_path_factory.mktemp("coded"), language_models["t5"], [f"i{i}" for i in range(ITEMS)])
+    networks = {"language_model_ranking": language_models["llama"], "generative": coded}
     return {kind: untrained_run(folder / kind, task, networks.get(kind, network)) for kind, task in tasks.items()}
 
 
@@ -101,14 +110,14 @@ def scores_of(run: Path, examples: list[Example]) -> np.ndarray:
 # ---------------------------------------------------------------- every task
 
 
-@pytest.mark.parametrize("kind", ["retrieval", "sequence", "reranker", "language_model_ranking"])
+@pytest.mark.parametrize("kind", ["retrieval", "sequence", "reranker", "language_model_ranking", "generative"])
 def test_recommendations_are_the_tasks_own_ranking(kind: str, runs: dict[str, Path], monkeypatch: Any) -> None:
     monkeypatch.setattr(evidence, "KEPT", 99)
     model = Recommender(runs[kind])
     request = Request(history=["Old Love; Space"], instruction="a good film about war")
     (answer,) = model.recommend([request], k=4)
     assert answer.error is None
-    if kind == "sequence":
+    if kind in ("sequence", "generative"):  # which read the history itself
         assert answer.prompt == "a good film about war"
     else:
         assert answer.prompt.startswith("Already chosen: Old Love (1995); Space (1992). Wanted: a good film about war.")
@@ -358,6 +367,22 @@ def test_new_items_join_by_their_text(kind: str, runs: dict[str, Path], tmp_path
     )
     assert items(chosen) == ["new-2"]
     assert model.catalogue.texts[-1] == "Bright (2020). Genres: x."
+
+
+def test_new_items_have_no_codes(runs: dict[str, Path], tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "new.jsonl", [{"title": "Bright (2020)"}])
+    with pytest.raises(ValueError, match="generative: new items have no codes yet.*prepare ids"):
+        Recommender(runs["generative"], items=tmp_path / "new.jsonl")
+
+
+def test_filters_cut_the_search(runs: dict[str, Path]) -> None:
+    """With two beams and one genre of five, both beams hold items of that genre."""
+    model = Recommender(runs["generative"], overrides=["--task.beams", "2", "--task.cutoffs", "[1, 2]"])
+    request = Request(instruction="a film", where=["genre=war"], history=["Space"])
+    (answer,) = model.recommend([request], k=2, evidence=False)
+    assert len(answer.recommendations) == 2 and all(int(r.item[1:]) % 5 == 1 for r in answer.recommendations)
+    (refused,) = model.recommend([request], k=3, evidence=False)
+    assert refused.error is not None and "3 items are asked for, but task.beams is 2" in refused.error
 
 
 # ---------------------------------------------------------------- the command line

@@ -28,14 +28,14 @@ from instructrec_jax.ranking.fusion import (
     retrieve,
     tune_fusion,
 )
-from instructrec_jax.ranking.index import ItemIndex
+from instructrec_jax.ranking.index import ItemIndex, products
 from instructrec_jax.remote import is_url
 from instructrec_jax.runs.bucket import local_run
 from instructrec_jax.runs.run import Run, require_run, run_settings
 from instructrec_jax.tasks.base import Encoded, examples_of
 from instructrec_jax.tasks.kinds import as_ranking
 from instructrec_jax.tasks.prediction import Predict
-from instructrec_jax.tasks.ranking.ranking_task import RankingTask, products
+from instructrec_jax.tasks.ranking.ranking_task import RankingTask
 from instructrec_jax.tasks.scores import owners_of
 
 
@@ -154,9 +154,7 @@ class Ranker:
             queries = self.task.query_vectors(self.predict, cases)
             items, scores = self.index.search(queries, k, exclude=[np.flatnonzero(~row) for row in allowed])
             return Best(np.maximum(items, 0), scores.astype(np.float64), (ones,))
-        every = np.where(allowed, self.scores(cases), -np.inf)
-        items = retrieve(every, k)
-        return Best(items, np.take_along_axis(every, items, 1), (ones,))
+        return Best(*self.task.best(self.predict, cases, allowed, k), (ones,))
 
 
 class BaselineRanker:

@@ -25,6 +25,7 @@ from instructrec_jax.data.media.text_images import TextImages, image_tokens, ima
 from instructrec_jax.data.packing import Plan, fit
 from instructrec_jax.distributed.launch import fetch, place
 from instructrec_jax.distributed.mesh import DeviceMesh, data_shards, replicated
+from instructrec_jax.inference.code_search import CodeSearch, CodeTrie
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.inference.writer import Generated, open_writer
 from instructrec_jax.tasks.base import Model, Task
@@ -192,6 +193,13 @@ def predictor(
     step = make_predict_step(task, graphdef, mesh)
     subtasks = {name: predictor(each, graphdef, mesh, buckets, size=size) for name, each in task.subtasks.items()}
     writer = functools.cache(partial(open_writer, task, graphdef, mesh))  # few calls write
+    searches: dict[int, CodeSearch] = {}
+
+    def search(trie: CodeTrie) -> CodeSearch:
+        """The search of a task's trie, of which each task has one."""
+        if id(trie) not in searches:
+            searches[id(trie)] = CodeSearch(writer().decoder, trie)
+        return searches[id(trie)]
 
     def with_params(params: Tree) -> Predict:
         run = make_predict(step, params, mesh=mesh, buckets=buckets, per_token=task.per_token, size=size)
@@ -205,6 +213,12 @@ def predictor(
             names = [f"prompt {number + 1}" for number in range(len(prompts))]
             return writer().write(params, prompts, names, config, images=images)
 
-        return replace(predict, write=write)
+        def find(
+            prompts: Sequence[np.ndarray], trie: CodeTrie, beams: int, excluded: Sequence[np.ndarray]
+        ) -> tuple[np.ndarray, np.ndarray]:
+            found = search(trie).find(params, prompts, beams, excluded)
+            return found.items, found.scores
+
+        return replace(predict, write=write, find=find)
 
     return with_params

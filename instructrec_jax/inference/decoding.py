@@ -177,6 +177,26 @@ class Decoder(Generic[Network]):
 
     def _prefill(self, search: Search, params: Parameters, prompts: dict[str, jax.Array], room: int) -> State:
         model = self.model(params)
+        state, logits = self.read(model, prompts, room)
+        if search.structure.repetition_penalty != 1:
+            tokens = prompts["tokens"]
+            valid = jnp.arange(tokens.shape[1]) < prompts["lengths"][:, None]
+            if isinstance(model.backbone, EncoderDecoder):  # whose answer has its start token alone
+                assert self.rules.start is not None  # see `read`
+                tokens, valid = jnp.full_like(tokens[:, :1], self.rules.start), jnp.ones_like(valid[:, :1])
+            state.arrays["seen"] = seen_tokens(tokens, valid, logits.shape[-1])
+        state = search.begin(state, room)
+        return self._constrain(search.advance(_watch(state, logits), logits))
+
+    def read(self, model: LanguageModel, prompts: dict[str, jax.Array], room: int) -> tuple[State, jax.Array]:
+        """Reads prompts (of `batches`), inside a program.
+
+        Args:
+          room: tokens that the cache has room for behind the prompts.
+
+        Returns (the cache and the arrays of `prompts` that the search needs; logits of the first token,
+        float32 [prompts, vocab]).
+        """
         tokens, lengths = prompts["tokens"], prompts["lengths"]
         rows, length = tokens.shape
         valid = jnp.arange(length) < lengths[:, None]
@@ -190,8 +210,7 @@ class Decoder(Generic[Network]):
                 raise ValueError("an encoder–decoder needs a start token: see `TokenRules`.")
             encoded = model.backbone.encode(tokens, segment_ids, positions, images=images)
             room_for = model.backbone.empty_cache(rows, room, length)
-            tokens, valid = jnp.full((rows, 1), self.rules.start, jnp.int32), jnp.ones((rows, 1), bool)
-            place = jnp.zeros((rows, 1), jnp.int32)
+            tokens, place = jnp.full((rows, 1), self.rules.start, jnp.int32), jnp.zeros((rows, 1), jnp.int32)
             hidden, cache = model.backbone.decode(tokens, place + 1, place, encoded, segment_ids, cache=room_for)
             last, arrays["position"] = hidden[:, 0], place[:, 0] + 1
         else:
@@ -205,11 +224,7 @@ class Decoder(Generic[Network]):
             # only a prompt's last position goes through the head, whose output is as wide as the vocabulary
             last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
             arrays["position"] = lengths
-        logits = model.head(model.backbone, last)
-        if search.structure.repetition_penalty != 1:
-            arrays["seen"] = seen_tokens(tokens, valid, logits.shape[-1])
-        state = search.begin(State(cache, arrays), room)
-        return self._constrain(search.advance(_watch(state, logits), logits))
+        return State(cache, arrays), model.head(model.backbone, last)
 
     def _decode(self, search: Search, params: Parameters, state: State, until: jax.Array) -> State:
         model = self.model(params)
@@ -219,19 +234,28 @@ class Decoder(Generic[Network]):
             return (state.arrays["count"] < until) & ~state.arrays["done"].all()
 
         def step(state: State) -> State:
-            arrays, cache = state.arrays, state.cache
-            tokens = arrays["last"][:, None]
-            ones = jnp.ones_like(tokens)
-            positions = (arrays["position"] + arrays["count"] - 1)[:, None]
-            if isinstance(model.backbone, EncoderDecoder):
-                assert _has_encoded(cache)
-                hidden, cache = model.backbone.decode(tokens, ones, positions, cache=cache)
-            else:
-                hidden, cache = model.backbone(tokens, ones, positions, ones * 0, cache=cache)
-            logits = model.head(model.backbone, hidden[:, 0])
+            arrays = state.arrays
+            positions = arrays["position"] + arrays["count"] - 1
+            cache, logits = self.extend(model, state.cache, arrays["last"], positions)
             return self._constrain(search.advance(_watch(State(cache, arrays), logits), logits))
 
         return self._constrain(jax.lax.while_loop(unfinished, step, state))
+
+    def extend(
+        self, model: LanguageModel, cache: DecoderCache, tokens: jax.Array, positions: jax.Array
+    ) -> tuple[DecoderCache, jax.Array]:
+        """The cache with one more token per row (int32 [rows] each), and the next one's logits, float32 [rows, vocab].
+
+        Inside a program.
+        """
+        tokens, positions = tokens[:, None], positions[:, None]
+        ones = jnp.ones_like(tokens)
+        if isinstance(model.backbone, EncoderDecoder):
+            assert _has_encoded(cache)
+            hidden, cache = model.backbone.decode(tokens, ones, positions, cache=cache)
+        else:
+            hidden, cache = model.backbone(tokens, ones, positions, ones * 0, cache=cache)
+        return cache, model.head(model.backbone, hidden[:, 0])
 
     def _constrain(self, state: State) -> State:
         """Constrains rows to data axes and key heads to the tensor axis, so that the next call is not recompiled."""
@@ -239,11 +263,11 @@ class Decoder(Generic[Network]):
         def pin(path: tuple[object, ...], x: jax.Array) -> jax.Array:
             layers = any(getattr(key, "key", None) == "layers" for key in path)
             axes = (None, "batch", None, "heads", None) if layers else ("batch", None, None)
-            return jax.lax.with_sharding_constraint(x, self._sharding(x.shape, axes))
+            return jax.lax.with_sharding_constraint(x, self.sharding(x.shape, axes))
 
         return jax.tree_util.tree_map_with_path(pin, state)
 
-    def _sharding(self, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
+    def sharding(self, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
         return activation_sharding(self.mesh, shape, axes[: len(shape)])
 
     # ---------------------------------------------------------------- on the host
@@ -314,9 +338,7 @@ class Decoder(Generic[Network]):
         }
         if any(each.pixels.shape[1] for each in images):
             arrays |= image_arrays([*images, *[images[0]] * (rows - len(images))], length)
-        laid = {
-            name: place(x, self._sharding(x.shape, ("batch", *[None] * (x.ndim - 1)))) for name, x in arrays.items()
-        }
+        laid = {name: place(x, self.sharding(x.shape, ("batch", *[None] * (x.ndim - 1)))) for name, x in arrays.items()}
         scalars: dict[str, np.generic] = {name: np.float32(value) for name, value in config.scalars().items()}
         scalars |= {"limit": np.int32(config.max_new_tokens), "seed": np.uint32(config.seed)}
         return laid | {name: place(x, replicated(self.mesh)) for name, x in scalars.items()}

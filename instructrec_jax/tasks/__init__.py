@@ -11,6 +11,7 @@ from instructrec_jax.tasks.generation.text_to_image import TextToImageConfig
 from instructrec_jax.tasks.generation.transcription import TranscriptionConfig
 from instructrec_jax.tasks.generation.translation import TranslationConfig
 from instructrec_jax.tasks.multitask import MultitaskConfig
+from instructrec_jax.tasks.ranking.generative import GenerativeConfig
 from instructrec_jax.tasks.ranking.language_model_ranking import LanguageModelRankingConfig
 from instructrec_jax.tasks.ranking.reranker import RerankerConfig
 from instructrec_jax.tasks.ranking.retrieval import RetrievalConfig
@@ -32,6 +33,7 @@ __all__ = [
     "ContrastiveConfig",
     "DialogueConfig",
     "ExtractiveSummarizationConfig",
+    "GenerativeConfig",
     "ImageTokenizationConfig",
     "LanguageModelConfig",
     "LanguageModelRankingConfig",

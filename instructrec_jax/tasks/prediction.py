@@ -8,6 +8,7 @@ import numpy as np
 
 from instructrec_jax.backbones.row_images import RowImages
 from instructrec_jax.data.batch import BatchTexts, Text
+from instructrec_jax.inference.code_search import CodeTrie
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.inference.writer import Generated
 from instructrec_jax.tasks.encoded import Encoded
@@ -28,6 +29,20 @@ class Write(Protocol):
     ) -> list[Generated]: ...
 
 
+class Find(Protocol):
+    """Finds items by their codes, see `inference.code_search.CodeSearch.find`; the arrays of its `Found`."""
+
+    def __call__(
+        self, prompts: Sequence[np.ndarray], trie: CodeTrie, beams: int, excluded: Sequence[np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+def _no_codes(
+    prompts: Sequence[np.ndarray], trie: CodeTrie, beams: int, excluded: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    raise TypeError("this task does not write text: see `Task.writes`.")
+
+
 def _no_words(
     prompts: Sequence[np.ndarray], config: GenerationConfig, images: Sequence[RowImages] | None = None
 ) -> list[Generated]:
@@ -41,6 +56,7 @@ class Predict:
     Attributes:
       run: the model: (texts, the task's arrays, dropout) -> one array per text, see `__call__` and `draw`.
       write: (prompts, settings, images) -> the generated texts; only of a task that `writes`.
+      find: (prompts, trie, beams, excluded items) -> items and scores; only of a task that `writes`.
       subtasks: name -> the same model with the `predict` of that entry of `Task.subtasks`.
       known: id of a `Text` -> the object and its result, so that each runs once; None: no cache, see `remember`.
       members: the models of an ensemble, whose outputs `average` averages.
@@ -50,6 +66,7 @@ class Predict:
 
     run: "Run"
     write: Write = _no_words
+    find: Find = _no_codes
     subtasks: Mapping[str, "Predict"] = field(default_factory=dict)
     known: dict[int, tuple[Text, np.ndarray]] | None = None
     members: "tuple[Predict, ...]" = ()

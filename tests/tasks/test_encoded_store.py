@@ -30,7 +30,7 @@ from instructrec_jax.tasks.encoding import encode_usable
 NETWORKS = {"language_model": "llama", "choice": "llama", "dialogue": "llama", "question_answering": "llama"}
 NETWORKS |= {"summarization": "t5", "translation": "llama", "language_model_ranking": "llama"}
 NETWORKS |= {"preference": "llama", "contrastive": "clip pair", "transcription": "whisper"}
-NETWORKS |= {"image_tokenization": "fsq", "text_to_image": "draw llama"}
+NETWORKS |= {"image_tokenization": "fsq", "text_to_image": "draw llama", "generative": "codes llama"}
 
 
 def a_task(kind: str, folders: dict[str, Path], tmp_path: Path, **settings: Any) -> Task:
@@ -46,8 +46,9 @@ def folders(
     pair_networks: dict[str, Path],
     hearing: Path,
     drawing: dict[str, Path],
+    coded: dict[str, Path],
 ) -> dict[str, Path]:
-    return {"bert": checkpoint, **language_models, **pair_networks, "whisper": hearing, **drawing}
+    return {"bert": checkpoint, **language_models, **pair_networks, "whisper": hearing, **drawing, **coded}
 
 
 def kinds() -> list[str]:

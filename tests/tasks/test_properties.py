@@ -104,7 +104,7 @@ def test_beside_another_task_as_alone(name: str, dropout: bool, lora: bool, netw
     """
     network, how = CASES[name].network, {"dropout": dropout, "lora": lora}
     others = {"classification": "regression", "transcription": "transcription"}
-    other = "language_model" if network in ("t5", "bart") else others.get(name, "classification")
+    other = "language_model" if network in ("t5", "bart", "codes t5") else others.get(name, "classification")
     other = "question_answering" if network in READERS else other
     configs = {
         "own": task_config(name.partition(",")[0], tmp_path / "catalogue", **CASES[name].settings),

@@ -34,6 +34,8 @@ from instructrec_jax.ranking.evaluation import (
     evaluate_candidates,
     main_metric,
 )
+from instructrec_jax.ranking.fusion import retrieve
+from instructrec_jax.ranking.index import products
 from instructrec_jax.ranking.positions import position_report
 from instructrec_jax.ranking.tuned_baselines import TUNED, tuned_fits
 from instructrec_jax.tasks.answers import CaseRecord, ItemsAnswer, RankedItem, Shown
@@ -234,6 +236,14 @@ class RankingTask(Task):
             _, first, back = np.unique(items, return_index=True, return_inverse=True)
             found[case] = predict.average([scores[case, first] for scores in every])[back]
         return found
+
+    def best(
+        self, predict: Predict, encoded: Sequence[Encoded[Target]], allowed: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k best of the allowed items, bool [cases, items]: int64 and float64 [cases, k], ties by item number."""
+        every = np.where(allowed, self.all_scores(predict, encoded)(slice(0, len(encoded))), -np.inf)
+        items = retrieve(every, k)
+        return items, np.take_along_axis(every, items, 1)
 
     def judged(self, predict: Predict, encoded: Sequence[Encoded[Target]]) -> Judged:
         """A case for each positive item, among all items that are not in the history; of the first cases that fit."""
@@ -453,15 +463,6 @@ class RankingTask(Task):
             "wanted": self.catalogue.name(self.catalogue.index[record["reference"][0]]),
             "answers": [{"text": n, "score": s} for n, s in zip(names, record["scores"], strict=False)],
         }
-
-
-def products(queries: np.ndarray, items: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """float32 [cases, k]: inner products of queries [cases, size] with candidates, item numbers int [cases, k]."""
-    found = np.empty(candidates.shape, np.float32)
-    for start in range(0, len(queries), BLOCK):
-        block = slice(start, start + BLOCK)
-        found[block] = np.einsum("cd,ckd->ck", queries[block], items[candidates[block]])
-    return found
 
 
 class _Predictions(Sequence[CaseRecord]):

@@ -1,0 +1,90 @@
+"""What `prepare` does with networks: it lets one reword examples, and another one know items by codes (semantic ids).
+
+They are opened when they are needed, since the other forms of `prepare` need none of what is imported for them.
+"""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from instructrec_jax.backbones.folder import find_folder
+from instructrec_jax.backbones.wider_vocabulary import widen
+from instructrec_jax.files import write_json
+from instructrec_jax.preparation.prepare_data import check_target, whole_or_nothing
+from instructrec_jax.preparation.wording.teacher import Teacher
+from instructrec_jax.ranking.catalogue import Catalogue
+from instructrec_jax.ranking.semantic_ids import FOLDER, fit
+
+
+def open_teacher(path: str) -> Teacher:
+    """A language model that rewords training examples."""
+    from instructrec_jax.answering.language_model import LanguageModel
+
+    model = LanguageModel(path)
+    return lambda prompts: [answer.text for answer in model.generate(prompts, progress=True)]
+
+
+@dataclass
+class IdsConfig:
+    """Name the items of a prepared folder by codes, and write a language model whose vocabulary has these."""
+
+    catalogue: str
+    """prepared folder with the items"""
+    encoder: str
+    """network or run whose vectors of the items' texts are divided: similar items share their first codes"""
+    network: str
+    """HuggingFace folder of a decoder or encoder–decoder, with or without weights"""
+    out: str
+    """folder to write: that network with the codes as tokens; backbone.path of a task.type generative"""
+    levels: int = 3
+    """levels of residual k-means; one more distinguishes items that these leave together"""
+    codes: int = 256
+    """codes of a level"""
+    seed: int = 0
+    """of k-means and of the new rows of the word embeddings"""
+    overwrite: bool = False
+    """replace `out` if it was written by this"""
+
+
+def prepare_ids(config: IdsConfig) -> dict[str, object]:
+    """Writes the folder; returns its card. The same settings give the same bytes."""
+    from instructrec_jax.runs.run import Run, is_run
+    from instructrec_jax.runs.vectors import settings_of
+
+    out = Path(config.out).absolute()
+    check_target(out, config.overwrite)
+    network, catalogue = find_folder(config.network), Catalogue.load(config.catalogue)
+    encoder = Run.open(config.encoder, None if is_run(config.encoder) else settings_of(config.encoder))
+    vectors = encoder.encode(catalogue.texts)
+    ids = fit(catalogue.ids, vectors, levels=config.levels, codes=config.codes, seed=config.seed)
+    card: dict[str, object] = {
+        "catalogue": config.catalogue,
+        "items": len(catalogue),
+        "collisions": ids.collisions,
+        "levels": ids.report(),
+        "settings": {"encoder": config.encoder, "network": config.network, "seed": config.seed},
+    }
+
+    def write(folder: Path) -> dict[str, object]:
+        widen(network, ids.tokens, folder, config.seed)
+        ids.save(folder / FOLDER)
+        write_json(folder / "card.json", card)
+        return card
+
+    return whole_or_nothing(out, write)
+
+
+def describe_ids(card: Mapping[str, object], out: str) -> str:
+    """The card as a table, and what comes next."""
+    levels = card["levels"]
+    assert isinstance(levels, list)
+    lines = [f"{card['catalogue']} → {out}", "", "level   codes   in use   entropy"]
+    lines += [f"{x['level']:5} {x['codes']:7,} {x['used']:8.1%} {x['entropy']:6.2f} bits" for x in levels]
+    settings = shlex.join(["--task.catalogue", str(card["catalogue"]), "--backbone.path", out])
+    lines += [
+        f"{card['items']:,} items; {card['collisions']:,} share the codes of all levels but the last with another one",
+        "",
+        f"next: python -m instructrec_jax.train --task.type generative {settings} ...",
+    ]
+    return "\n".join(lines)
