@@ -42,6 +42,7 @@ from instructrec_jax.tasks.prediction import Predict
 TITLES = ["The Love", "War", "Space", "Crime", "Music", "Old Love", "New War", "太空 🚀", "War", "Dull", "Good", "Long"]
 YEARS = [1990, 1991, 1992, None, 1994, 1995, 1996, 1997, 1998, 1999, 2000, 2001]
 ITEMS = len(TITLES)
+IDS = [f"i{i}" for i in range(ITEMS)]
 WHOLE = dict(protocols=["full"])
 
 
@@ -67,7 +68,7 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("catalogue")
     texts = [f"a film about {SUBJECTS[i % 5]} " + "very " * i for i in range(ITEMS)]
     genres = [[SUBJECTS[i % 5], "film"] for i in range(ITEMS)]
-    items = Catalogue([f"i{i}" for i in range(ITEMS)], TITLES, texts, {"year": YEARS, "genres": genres})
+    items = Catalogue(IDS, TITLES, texts, {"year": YEARS, "genres": genres})
     items.save(folder)
     parts = [[np.array(x, np.int32) for x in each] for each in ([[0, 1], [2]], [[4], []], [[3], [5]])]
     Splits(["ann", "bob"], *parts).save(folder, items)
@@ -87,8 +88,8 @@ def runs(
         "language_model_ranking": LanguageModelRankingConfig(**where, protocols=["uni5"], template="plain"),
         "generative": GenerativeConfig(**where, beams=max(20, ITEMS)),
     }
-    coded = coded_network(tmp_path_factory.mktemp("coded"), language_models["t5"], [f"i{i}" for i in range(ITEMS)])
-    networks = {"language_model_ranking": language_models["llama"], "generative": coded}
+    networks = {"language_model_ranking": language_models["llama"]}
+    networks["generative"] = coded_network(tmp_path_factory.mktemp("coded"), language_models["t5"], IDS)
     return {kind: untrained_run(folder / kind, task, networks.get(kind, network)) for kind, task in tasks.items()}
 
 
@@ -369,20 +370,12 @@ def test_new_items_join_by_their_text(kind: str, runs: dict[str, Path], tmp_path
     assert model.catalogue.texts[-1] == "Bright (2020). Genres: x."
 
 
-def test_new_items_have_no_codes(runs: dict[str, Path], tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "new.jsonl", [{"title": "Bright (2020)"}])
-    with pytest.raises(ValueError, match="generative: new items have no codes yet.*prepare ids"):
-        Recommender(runs["generative"], items=tmp_path / "new.jsonl")
-
-
 def test_filters_cut_the_search(runs: dict[str, Path]) -> None:
-    """With two beams and one genre of five, both beams hold items of that genre."""
-    model = Recommender(runs["generative"], overrides=["--task.beams", "2", "--task.cutoffs", "[1, 2]"])
-    request = Request(instruction="a film", where=["genre=war"], history=["Space"])
-    (answer,) = model.recommend([request], k=2, evidence=False)
-    assert len(answer.recommendations) == 2 and all(int(r.item[1:]) % 5 == 1 for r in answer.recommendations)
-    (refused,) = model.recommend([request], k=3, evidence=False)
-    assert refused.error is not None and "3 items are asked for, but task.beams is 2" in refused.error
+    model = Recommender(runs["generative"], overrides=["--task.beams=2", "--task.cutoffs=[1]"])
+    asked = [Request(instruction="a film", where=["genre=war"])]
+    assert [int(r.item[1:]) % 5 for r in model.recommend(asked, k=2, evidence=False)[0].recommendations] == [1, 1]
+    (refused,) = model.recommend(asked, k=3, evidence=False)
+    assert "3 items are asked for, but task.beams is 2" in str(refused.error)
 
 
 # ---------------------------------------------------------------- the command line

@@ -55,7 +55,7 @@ def prepare_ids(config: IdsConfig) -> dict[str, object]:
     out = Path(config.out).absolute()
     check_target(out, config.overwrite)
     network, catalogue = find_folder(config.network), Catalogue.load(config.catalogue)
-    encoder = Run.open(config.encoder, None if is_run(config.encoder) else settings_of(config.encoder))
+    encoder = Run.open(config.encoder, () if is_run(config.encoder) else settings_of(config.encoder))
     vectors = encoder.encode(catalogue.texts)
     ids = fit(catalogue.ids, vectors, levels=config.levels, codes=config.codes, seed=config.seed)
     card: dict[str, object] = {

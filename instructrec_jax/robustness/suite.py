@@ -43,7 +43,7 @@ FAMILIES = {
     "extractive_summarization": "summarization",
     "token_classification": "tagging",
     **dict.fromkeys(("language_model", "dialogue", "preference"), "generation"),
-    **dict.fromkeys(("reranker", "language_model_ranking"), "retrieval"),
+    **dict.fromkeys(("reranker", "language_model_ranking", "generative"), "retrieval"),
 }
 
 

@@ -8,6 +8,7 @@ from helpers import examples, task_config
 from tiny_runs import tiny_run
 
 from instructrec_jax import prepare
+from instructrec_jax.answering.recommender import Recommender
 from instructrec_jax.evaluate import main as evaluate
 from instructrec_jax.files import read_json, write_jsonl
 from instructrec_jax.runs.config import Config
@@ -72,6 +73,12 @@ def test_it_learns_and_answers_as_it_was_measured(
     (answer,) = run.predict([{"instruction": "a good film war", "history": ["item-3"]}])
     found = [each.id for each in answer.items]
     assert len(found) == 10 and "item-3" not in found and len(set(found)) == 10
+
+
+def test_new_items_have_no_codes(tuned: Config, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "new.jsonl", [{"title": "Bright (2020)"}])
+    with pytest.raises(ValueError, match="generative: new items have no codes yet.*prepare ids"):
+        Recommender(tuned.run_dir, items=tmp_path / "new.jsonl")
 
 
 def test_codes_of_another_catalogue_are_refused(folder: Path, tuned: Config, tmp_path: Path) -> None:
