@@ -1,0 +1,55 @@
+"""Settings of the task sequence that cannot be, and what `tune` changes."""
+
+from typing import Any
+
+import pytest
+
+from instructrec_jax.tasks import SequenceConfig
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"history_limit": 63, "objective": "masked"}, r"data.max_length.*64.*history_limit \+ 2 = 65"),
+        ({"negatives": 0, "loss": "bce"}, "task.negatives.*0"),
+        ({"mlp_factor": 0}, "task.mlp_factor.*0"),
+        ({"dropout": 1.0}, "task.dropout.*1.0"),
+        ({"dropout": float("nan")}, "task.dropout.*nan"),
+        ({"attention_dropout": -0.1}, "task.attention_dropout.*-0.1"),
+        ({"label_smoothing": 1.0}, "task.label_smoothing.*1.0"),
+        ({"loss": "gbce", "gbce_t": 1.5}, "task.gbce_t.*1.5"),
+        ({"objective": "masked", "mask_share": 0.0}, "task.mask_share.*0.0"),
+        ({"mask_share": 0.4}, "task.mask_share has no effect with task.objective next"),
+        ({"gbce_t": 0.5, "loss": "bce"}, "task.gbce_t has no effect with task.loss bce"),
+        ({"softmax": "sampled", "loss": "bce"}, "task.softmax has no effect with task.loss bce"),
+        ({"network": "gru", "activation": "relu"}, "task.activation has no effect with task.network gru"),
+        ({"network": "hstu", "norm": "post"}, "task.norm has no effect with task.network hstu"),
+        ({"ids": False, "item_bias": False}, "task.item_bias has no effect with task.ids false"),
+        ({"network": "gru", "positions": "relative"}, "task.positions.*task.network gru"),
+        ({"network": "gru", "objective": "masked"}, "task.objective masked"),
+        ({"label_smoothing": 0.1, "softmax": "sampled"}, "task.label_smoothing.*task.softmax full"),
+        ({"label_smoothing": 0.1, "cold_items": "left_out"}, "task.label_smoothing.*task.cold_items"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        SequenceConfig(**settings).check(64)
+
+
+@pytest.mark.parametrize(
+    ("settings", "more"),
+    [
+        ({}, set()),
+        ({"loss": "gbce", "attention_dropout": 0.1}, {"task.negatives", "task.gbce_t", "task.attention_dropout"}),
+        ({"objective": "masked"}, {"task.mask_share"}),
+    ],
+)
+def test_a_search_changes_what_the_network_and_its_loss_have(settings: dict[str, Any], more: set[str]) -> None:
+    usual = {"optimizer.learning_rate", "task.dropout", "task.hidden_size", "task.num_layers"}
+    assert set(SequenceConfig(**settings).search_space) == usual | more
+
+
+def test_the_number_of_negatives_is_the_losss_own() -> None:
+    found = [SequenceConfig(loss=loss).negative_count for loss in ("softmax", "bce", "gbce")]  # type: ignore[arg-type]
+    assert found == [1024, 1, 256]
+    assert SequenceConfig(loss="bce", negatives=7).negative_count == 7
