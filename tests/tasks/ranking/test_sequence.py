@@ -82,6 +82,62 @@ def test_loss_equals_brute_force(softmax: Any, supervise: Any, checkpoint: Path,
     assert total == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("cold_items", ["negatives", "left_out"])
+@pytest.mark.parametrize("loss", ["bce", "gbce"])
+def test_loss_against_uniform_negatives_equals_brute_force(
+    loss: Any, cold_items: Any, checkpoint: Path, tmp_path: Path
+) -> None:
+    settings = {"loss": loss, "negatives": 3, "cold_items": cold_items}
+    setup = Setup("sequence", checkpoint, tmp_path, **settings)
+    task: Any = setup.task
+    setup.encoded = setup.encoded[:9]
+    total, weight = device_loss(setup)
+    buffers = jax.device_get(setup.state.buffers)
+    share = 3 / (ITEMS - 1)
+    power = 1.0 if loss == "bce" else share * (0.75 * (1 - 1 / share) + 1 / share)
+    expected, place = 0.0, 0
+    drawn = setup.parts().own.negatives
+    for e in setup.encoded:
+        scores = scores_of_prefixes(setup, task, e, buffers)
+        for row, label in zip(scores, [*e.text.tokens[1:], e.target.items[0]], strict=True):
+            others = drawn[place]
+            assert not set(others) & {*e.target.history, *e.target.items}
+            chance, chances = 1 / (1 + np.exp(-row[label])), 1 / (1 + np.exp(-row[others]))
+            expected += -power * np.log(chance) - np.log(1 - chances).sum()
+            place += 1
+    assert weight == place == len(drawn)
+    assert total == pytest.approx(expected, rel=1e-5)
+
+
+def test_negatives_are_items_of_training_where_others_are_left_out(context: TaskContext, tmp_path: Path) -> None:
+    task = build(context, tmp_path, loss="bce", negatives=50, cold_items="left_out")
+    encoded = task.encode([Example(instruction="a", history=("item-4", "item-7"), output="item-2")])
+    more = task.encode([Example(instruction="a", history=("item-9",), output="item-5")])
+    task.prepare([*encoded, *more])
+    assert set(task.gather(encoded, np.random.default_rng(0)).own.negatives.ravel()) == {5, 9}
+
+
+def test_a_prediction_has_the_masked_item_at_its_end(checkpoint: Path, tmp_path: Path) -> None:
+    """Scores are those of the sequence [instruction, history, mask], and later items count for earlier places."""
+    setup = Setup("sequence", checkpoint, tmp_path, objective="masked")
+    task: Any = setup.task
+    predict = predictor(task, setup.model.graphdef, setup.mesh, setup.buckets)(setup.model.params)
+    chosen = setup.encoded[3:9]
+    found, buffers = task.score_items(predict, chosen)(slice(0, 6)), task.refresh(predict)
+    head = setup.model.network.head
+    table, bias = (np.asarray(x, np.float64) for x in head.item_vectors(buffers["item_texts"]))
+    for row, e in zip(found, chosen, strict=True):
+        assert e.text.tokens.tolist() == [0, *e.target.history[-50:], -1]
+        tokens = np.append(task._row(e), e.text.tokens[1:]).astype(np.int32)[None]
+        places = (tokens, np.ones_like(tokens), np.arange(tokens.size, dtype=np.int32)[None])
+        queries = head(*places, buffers["item_texts"], buffers["instruction_texts"])
+        np.testing.assert_allclose(row, table @ np.asarray(queries, np.float64)[0, -1] + bias, atol=1e-5)
+        other = tokens.copy()
+        other[0, -1] = 3
+        changed = head(other, *places[1:], buffers["item_texts"], buffers["instruction_texts"])
+        assert np.abs(changed - queries)[0, 0].max() > 1e-5
+
+
 def test_evaluation_scores_equal_brute_force(checkpoint: Path, tmp_path: Path) -> None:
     setup = Setup("sequence", checkpoint, tmp_path)
     task: Any = setup.task
@@ -205,7 +261,11 @@ def test_settings_that_cannot_be(settings: dict[str, Any], words: str, context: 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, *(pytest.param(each, marks=pytest.mark.slow) for each in ({"text": False}, {"ids": False}))],
+    [
+        {},
+        {"text": False, "objective": "masked", "loss": "gbce", "negatives": 3, "cold_items": "left_out"},
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ({"text": False}, {"ids": False}, {"network": "gru"})),
+    ],
 )
 def test_a_run_goes_on_from_its_checkpoint(settings: dict[str, Any], checkpoint: Path, tmp_path: Path) -> None:
     """With every kind of item vector: what was remembered of texts is in the checkpoint, or made anew."""

@@ -1,10 +1,16 @@
 """Settings of the task sequence that cannot be, and what `tune` changes."""
 
+import re
+import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from instructrec_jax.runs.config import Config, parse
 from instructrec_jax.tasks import SequenceConfig
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(
@@ -53,3 +59,31 @@ def test_the_number_of_negatives_is_the_losss_own() -> None:
     found = [SequenceConfig(loss=loss).negative_count for loss in ("softmax", "bce", "gbce")]  # type: ignore[arg-type]
     assert found == [1024, 1, 256]
     assert SequenceConfig(loss="bce", negatives=7).negative_count == 7
+
+
+def published() -> dict[str, SequenceConfig]:
+    """The networks of the table in the documentation, by name."""
+    page = (ROOT / "docs/personal_recommendation.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+) \| `(--task.text false.*)` \|$", page, re.M)
+    base = str(ROOT / "configs/movielens_sequence.yaml")
+    found = {name: parse(Config, ["--config_path", base, *shlex.split(line)]).task for name, line in rows}
+    assert all(isinstance(task, SequenceConfig) for task in found.values())
+    return found  # type: ignore[return-value]
+
+
+def test_the_published_networks_are_what_their_papers_say() -> None:
+    found = published()
+    for task in found.values():
+        task.check(128)
+        assert not task.text and task.ids
+    for name in ("SASRec", "SASRec-CE", "gSASRec", "SASRec, post-norm"):
+        task = found[name]
+        assert (task.network, task.activation, task.mlp_factor, task.item_bias) == ("transformer", "relu", 1, False)
+        assert task.attention_dropout > 0 and task.norm == ("post" if "post" in name else "pre")
+    losses = {name: (task.loss, task.softmax, task.negative_count) for name, task in found.items()}
+    assert losses["SASRec"] == losses["SASRec, post-norm"] == ("bce", "full", 1)
+    assert losses["gSASRec"] == ("gbce", "full", 256) and found["gSASRec"].gbce_t == 0.75
+    assert {losses[name][:2] for name in ("SASRec-CE", "GRU4Rec", "BERT4Rec", "HSTU")} == {("softmax", "full")}
+    assert (found["BERT4Rec"].objective, found["BERT4Rec"].norm) == ("masked", "post")
+    assert (found["GRU4Rec"].network, found["GRU4Rec"].positions) == ("gru", "none")
+    assert (found["HSTU"].network, found["HSTU"].positions) == ("hstu", "relative")
