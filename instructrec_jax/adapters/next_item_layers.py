@@ -158,8 +158,8 @@ class GRULayer(nnx.Module):
 
     def __init__(self, spec: LayerSpec, dtype: DTypeLike, rngs: nnx.Rngs):
         width, init = spec.hidden_size, normal(spec.input_range)
-        # Not split over tensor parallelism: every step needs the whole state, and XLA's gradients of the split one are wrong
-        # (tests/tasks/test_properties.py, on 8 devices).
+        # Not split over tensor parallelism: every step needs the whole state, and XLA's gradients of split weights were
+        # wrong (the property test on 8 devices).
         self.inputs = Linear(width, width, parts=3, axes=("embed", None), init=init, dtype=dtype, rngs=rngs)
         self.states = Linear(width, width, parts=3, axes=("embed", None), init=init, dtype=dtype, rngs=rngs)
         self.spec = spec
