@@ -72,7 +72,9 @@ class SequenceSettings(RankingConfig):
         if self.attention_dropout:
             space["task.attention_dropout"] = Range(0.05, 0.6)
         if self.loss == "gbce":
-            space |= {"task.negatives": Range(16, 512, log=True), "task.gbce_t": Range(0.0, 1.0)}
+            space["task.gbce_t"] = Range(0.0, 1.0)
+            if self.negatives is not None:  # else the settings as they are would be no point of the space
+                space["task.negatives"] = Range(16, 512, log=True)
         if self.objective == "masked":
             space["task.mask_share"] = Range(0.1, 0.6)
         return space

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from instructrec_jax.runs.config import Config, parse
 from instructrec_jax.tasks import SequenceConfig
+from instructrec_jax.tuning.space import default_space, own_values, read_space, with_settings
 
 ROOT = Path(__file__).parents[3]
 
@@ -46,13 +48,29 @@ def test_settings_that_cannot_be_are_named(settings: dict[str, Any], words: str)
     ("settings", "more"),
     [
         ({}, set()),
-        ({"loss": "gbce", "attention_dropout": 0.1}, {"task.negatives", "task.gbce_t", "task.attention_dropout"}),
+        ({"loss": "gbce", "attention_dropout": 0.1}, {"task.gbce_t", "task.attention_dropout"}),
+        ({"loss": "gbce", "negatives": 64}, {"task.gbce_t", "task.negatives"}),
         ({"objective": "masked"}, {"task.mask_share"}),
     ],
 )
 def test_a_search_changes_what_the_network_and_its_loss_have(settings: dict[str, Any], more: set[str]) -> None:
     usual = {"optimizer.learning_rate", "task.dropout", "task.hidden_size", "task.num_layers"}
     assert set(SequenceConfig(**settings).search_space) == usual | more
+
+
+def test_a_search_starts_with_the_settings_as_they_are() -> None:
+    """Those of each published network, and of the head for the space of configs/."""
+    base = parse(Config, ["--config_path", str(ROOT / "configs/movielens_sequence.yaml")])
+    for task in published().values():
+        config = replace(base, task=task)
+        found = own_values(config, default_space(config))
+        assert found is not None and with_settings(config, found) == config
+    space = read_space(ROOT / "configs/sequence_space.yaml")
+    found = own_values(base, space)
+    assert found is not None and with_settings(base, found) == base
+    for name, entry in space.items():
+        for value in getattr(entry, "values", None) or (entry.low, entry.high):  # type: ignore[union-attr]
+            with_settings(base, {name: value}).task.check(128)  # type: ignore[attr-defined]
 
 
 def test_the_number_of_negatives_is_the_losss_own() -> None:
