@@ -105,6 +105,7 @@ class SequenceTask(RankingTask):
         super().__init__(config, context)
         self.config: SequenceConfig = config
         config.check(context.max_length)
+        self.masks_items = config.is_masked  # a network that does not know the mask would take it for an item
         self.couples_examples = config.samples_softmax  # by the negatives of the batch
         self.freeze = ["^backbone/"] if config.text else []
         declared = read_pooling(context.folder).mode if config.text and context.folder is not None else None
