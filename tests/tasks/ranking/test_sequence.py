@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import Setup, examples, task_config
+from helpers import Setup, examples, run_steps, task_config
 from tiny_runs import final_parameters, tiny_run
 
 from instructrec_jax.data.example import Example
@@ -17,8 +17,9 @@ from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.ranking.catalogue import Splits
 from instructrec_jax.tasks.base import LossInputs, TaskContext
 from instructrec_jax.train import train
+from instructrec_jax.training.optimizer import OptimizerConfig
 
-ITEMS = 12
+ITEMS, STEPS = 12, 250
 
 
 @pytest.fixture
@@ -136,6 +137,49 @@ def test_a_prediction_has_the_masked_item_at_its_end(checkpoint: Path, tmp_path:
         other[0, -1] = 3
         changed = head(other, *places[1:], buffers["item_texts"], buffers["instruction_texts"])
         assert np.abs(changed - queries)[0, 0].max() > 1e-5
+
+
+def in_a_circle(count: int, seed: int) -> list[Example]:
+    """Histories in which the item after each one is known: the next number, after the last the first."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        items = [f"item-{number % ITEMS}" for number in rng.integers(ITEMS) + np.arange(rng.integers(3, 9))]
+        made.append(Example(instruction="next", history=tuple(items[:-1]), output=items[-1]))
+    return made
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": "bce", "activation": "relu", "mlp_factor": 1, "item_bias": False, "norm": "post"},
+        {"objective": "masked", "mask_share": 0.3},
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in (
+                {"network": "gru", "positions": "none"},
+                {"loss": "gbce", "negatives": 3, "activation": "relu", "mlp_factor": 1, "item_bias": False},
+                {"network": "hstu", "positions": "relative"},
+                {"activation": "swiglu", "positions": "both", "label_smoothing": 0.1},
+            )
+        ),
+    ],
+)
+def test_every_network_and_loss_learns_what_comes_next(
+    settings: dict[str, Any], checkpoint: Path, tmp_path: Path
+) -> None:
+    optimizer = OptimizerConfig(learning_rate=1e-2, warmup=0.0, schedule="constant", weight_decay=0.0)
+    setup = Setup("sequence", checkpoint, tmp_path, optimizer=optimizer, text=False, dropout=0.0, **settings)
+    task: Any = setup.task
+    encoded = task.encode(in_a_circle(32, 0))
+    parts = [task.gather(encoded, np.random.default_rng(step)) for step in range(STEPS)]
+    _, params = run_steps(setup, [pack(each, setup.buckets, setup.row_multiple).batch for each in parts])
+    predict = predictor(task, setup.model.graphdef, setup.mesh, setup.buckets)(params)
+    asked = task.encode(in_a_circle(40, 1))
+    scores = np.array(task.score_items(predict, asked)(slice(0, 40)))
+    for row, e in zip(scores, asked, strict=True):
+        row[e.target.seen] = -np.inf  # items of the history are no negatives of bce and gbce
+    assert np.mean(scores.argmax(-1) == [e.target.items[0] for e in asked]) > 0.9
 
 
 def test_evaluation_scores_equal_brute_force(checkpoint: Path, tmp_path: Path) -> None:
