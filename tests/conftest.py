@@ -244,7 +244,7 @@ def drawing(language_models: dict[str, Path], tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="session")
 def coded(language_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Tiny random language models that name the items of `task_config` by codes: "codes llama", "codes t5" -> folder."""
+    """Tiny language models that name the items of `task_config` by codes: "codes llama", "codes t5" -> folder."""
     from coded_networks import coded_network
 
     return {

@@ -86,6 +86,25 @@ CASES = {
         "bert", {"pictures": "vit", "cold_items": "left_out"}, beside=False, lora=False, mesh=(2, 2, 2)
     ),
     "sequence, sampled": Case("bert", {"softmax": "sampled", "negatives": 6}, beside=False, lora=False),
+    "sequence, gbce": Case(
+        "bert",
+        {"loss": "gbce", "negatives": 3, "norm": "post", "activation": "relu", "mlp_factor": 1, "item_bias": False}
+        | {"attention_dropout": 0.3, "positions": "both"},
+        beside=False,
+        lora=False,
+        mesh=(2, 2, 2),
+    ),
+    "sequence, masked": Case(
+        "bert",
+        {"objective": "masked", "mask_share": 0.5, "activation": "swiglu", "label_smoothing": 0.1},
+        beside=False,
+        lora=False,
+        mesh=(2, 1, 1, 4),
+    ),
+    "sequence, gru": Case("bert", {"network": "gru", "positions": "none"}, beside=False, lora=False, mesh=(2, 2, 2)),
+    "sequence, hstu": Case(
+        "bert", {"network": "hstu", "positions": "relative"}, beside=False, lora=False, mesh=(2, 1, 1, 4)
+    ),
     "reranker": Case("bert", {"negatives": 2}),
     "reranker, listwise": Case("bert", {"negatives": 2, "loss": "listwise"}, beside=False),
     "language_model": Case("llama", mesh=(2, 1, 1, 4)),

@@ -1,20 +1,22 @@
-"""The sequence head: a small causal transformer over item vectors, with the instruction's vector as prefix.
+"""The sequence head: a small network, by default a causal transformer, over item vectors, with the instruction's vector
+as prefix.
 
-With free item vectors it is SASRec (Kang & McAuley, 2018); with vectors of the items' texts or pictures it also scores
-items without interactions (UniSRec; Hou et al., 2022). Differences from the paper's network: GELU and a feed-forward
-layer four times as wide (paper: ReLU, as wide as the item vectors), no dropout of attention weights, softmax over all
-items (paper: one negative per positive).
+With free item vectors it is like SASRec (Kang & McAuley, 2018); with vectors of the items' texts or pictures it also
+scores items without interactions (UniSRec; Hou et al., 2022). As it is by default, it differs from the paper's network:
+GELU and a feed-forward layer four times as wide (paper: ReLU, as wide as the item vectors), no dropout of attention
+weights, biases of items. Options make it that network, BERT4Rec's, HSTU's or GRU4Rec's: see `next_item_layers`.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from instructrec_jax.adapters.next_item_layers import EPS, Activation, Kind, LayerSpec, Norm, new_layer
 from instructrec_jax.backbones.decoder import run_layers
-from instructrec_jax.backbones.gpt2 import GPT2Spec, Layer
 from instructrec_jax.backbones.layers import (
     WHOLE_STACK,
     DropoutKeys,
@@ -27,10 +29,13 @@ from instructrec_jax.backbones.layers import (
 )
 from instructrec_jax.backbones.tables import dense_table
 
+Positions = Literal["learned", "relative", "both", "none"]
+MASK = -1  # in place of an item: the one that is to be predicted
+
 
 @dataclass(frozen=True)
 class NextItemSpec:
-    """Sizes of a `NextItemHead`."""
+    """Sizes and variants of a `NextItemHead`; for those of its layers see `LayerSpec`."""
 
     num_items: int
     text_size: int  # width of the texts' vectors; 0: items have no text vectors
@@ -41,6 +46,30 @@ class NextItemSpec:
     max_length: int  # positions of a sequence, including the instruction's
     dropout: float
     picture_size: int = 0  # width of the pictures' vectors; 0: items have no picture vectors
+    network: Kind = "transformer"
+    norm: Norm = "pre"
+    activation: Activation = "gelu"
+    mlp_factor: int = 4
+    attention_dropout: float = 0.0
+    positions: Positions = "learned"
+    item_bias: bool = True  # whether items with vectors of their own have a bias of the score, too
+    masked: bool = False  # whether positions see later ones, and items may be `MASK`
+
+    @property
+    def layer(self) -> LayerSpec:
+        return LayerSpec(
+            hidden_size=self.hidden_size,
+            num_heads=self.num_heads,
+            num_layers=self.num_layers,
+            max_length=self.max_length,
+            dropout=self.dropout,
+            norm=self.norm,
+            activation=self.activation,
+            mlp_factor=self.mlp_factor,
+            attention_dropout=self.attention_dropout,
+            relative_positions=self.positions in ("relative", "both"),
+            causal=not self.masked,
+        )
 
 
 class NextItemHead(nnx.Module):
@@ -70,33 +99,25 @@ class NextItemHead(nnx.Module):
         # Beside vectors of texts or pictures an item's own vector starts near zero, as a residual.
         own = normal(0.002 if spec.text_size or spec.picture_size else 0.02)
         self.items = Embedding(spec.num_items, width, init=own, dtype=dtype, rngs=rngs) if spec.ids else None
-        self.bias = nnx.Param(jnp.zeros((spec.num_items,), jnp.float32), axes=("vocab",)) if spec.ids else None
-        self.positions = Embedding(
-            spec.max_length, width, init=normal(0.02), axes=(None, "embed"), dtype=dtype, rngs=rngs
-        )
-        layer = GPT2Spec(
-            vocab_size=0,
-            hidden_size=width,
-            attention_scales=((width // spec.num_heads) ** -0.5,) * spec.num_layers,
-            num_heads=spec.num_heads,
-            mlp_size=4 * width,
-            activation="gelu",
-            eps=1e-6,
-            max_length=spec.max_length,
-            embedding_dropout=spec.dropout,
-            attention_dropout=0.0,
-            residual_dropout=spec.dropout,
-            initializer_range=width**-0.5,
+        has_bias = spec.ids and spec.item_bias
+        self.bias = nnx.Param(jnp.zeros((spec.num_items,), jnp.float32), axes=("vocab",)) if has_bias else None
+        self.positions = (
+            Embedding(spec.max_length, width, init=normal(0.02), axes=(None, "embed"), dtype=dtype, rngs=rngs)
+            if spec.positions in ("learned", "both")
+            else None
         )
         self.layers = Stack(
-            layer.attention_scales,
-            lambda scale, rngs: Layer(scale, layer, dtype, rngs),
+            (spec.network,) * spec.num_layers,
+            lambda kind, rngs: new_layer(kind, spec.layer, dtype, rngs),
             options=WHOLE_STACK,
             rngs=rngs,
         )
-        self.final_norm = LayerNorm(width, eps=1e-6, dtype=dtype)
-        # Last, so that it changes none of the random numbers above.
+        # The outputs of a post-norm layer are normalized, and those of a GRU lie between −1 and 1.
+        plain = spec.network == "gru" or spec.norm == "post"
+        self.final_norm = None if plain else LayerNorm(width, eps=EPS, dtype=dtype)
+        # Last, so that they change none of the random numbers above.
         self.picture_projection = projection(spec.picture_size, 0.5) if spec.picture_size else None
+        self.mask = nnx.Param(normal(0.02)(rngs.params(), (width,)), axes=("embed",)) if spec.masked else None
         self.spec = spec
         self.dtype = dtype
 
@@ -119,16 +140,17 @@ class NextItemHead(nnx.Module):
                 assert features is not None
                 one = project(features if numbers is None else features[numbers]) * self.spec.hidden_size**-0.5
                 content = one if content is None else content + one
-        if self.items is None or self.bias is None:
+        if self.items is None:
             assert content is not None  # see __init__
             return content, None
+        bias = None if self.bias is None else self.bias[...]
         if numbers is None:
-            own, bias = dense_table(self.items.table).astype(self.dtype), self.bias[...]
+            own = dense_table(self.items.table).astype(self.dtype)
         else:
             known = numbers < self.spec.num_items
             inside = jnp.minimum(numbers, self.spec.num_items - 1)
             own = jnp.where(known[..., None], self.items(inside), 0)
-            bias = jnp.where(known, self.bias[...][inside], 0)
+            bias = None if bias is None else jnp.where(known, bias[inside], 0)
         return own if content is None else content + own, bias
 
     def __call__(
@@ -144,18 +166,23 @@ class NextItemHead(nnx.Module):
         """The query vector for the next item at every position: [rows, length, hidden_size].
 
         Args:
-          tokens: int32 [rows, length]; an instruction's number at position 0 of a segment, then numbers of items.
+          tokens: int32 [rows, length]; an instruction's number at position 0 of a segment, then numbers of items, or
+            `MASK` if the spec is masked.
           item_texts: float [items, text_size].
           instruction_texts: float [instructions, text_size]; if empty, the prefix is zero.
           item_pictures: float [items, picture_size]; needed if the spec has a picture_size.
         """
         first = positions == 0
-        x, _ = self.item_vectors(item_texts, jnp.where(first, 0, tokens), item_pictures)
+        x, _ = self.item_vectors(item_texts, jnp.where(first, 0, jnp.maximum(tokens, 0)), item_pictures)
+        if self.mask is not None:
+            x = jnp.where((tokens == MASK)[..., None], self.mask[...].astype(x.dtype), x)
         if self.instruction_projection is not None and len(instruction_texts):
             prefix = self.instruction_projection(instruction_texts[jnp.where(first, tokens, 0)])
         else:
             prefix = jnp.zeros_like(x)
-        x = jnp.where(first[..., None], prefix, x * self.spec.hidden_size**0.5) + self.positions(positions)
+        x = jnp.where(first[..., None], prefix, x * self.spec.hidden_size**0.5)
+        if self.positions is not None:
+            x = x + self.positions(positions)
         x = dropout(x, self.spec.dropout, None if keys is None else keys.fold(0))
         x, _ = run_layers(self.layers, x, segment_ids, positions, {}, self.spec.max_length, keys, None)
-        return self.final_norm(x)
+        return x if self.final_norm is None else self.final_norm(x)

@@ -1,4 +1,4 @@
-"""Attention: the single entry point, which chooses a kernel for the device."""
+"""Attention: the entry point, which chooses a kernel for the device; and attention without a softmax."""
 
 import functools
 from collections.abc import Callable
@@ -88,6 +88,30 @@ def attention(
     key_numbers = {"key_segment_ids": key_segment_ids, "key_positions": key_positions, "key_groups": key_groups}
     queries, rest = {"q": q, "keys": keys, "bias": by_query} | own_numbers, {"k": k, "v": v} | key_numbers
     return kernels.by_query_blocks(run, queries, rest) if kernel == "blocked" else run(**queries, **rest)
+
+
+def pointwise_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+    count: int,
+    bias: jax.Array | None = None,
+    causal: bool = False,
+) -> jax.Array:
+    """silu(q kᵀ + bias) v / count inside each segment (HSTU; Zhai et al., 2024, equation 2), scores in fp32.
+
+    Arguments as in `attention`; q, k and v [rows, length, heads, head_dim] have the same heads. Returns the same shape,
+    in v's dtype.
+    """
+    mask = _mask(segment_ids, positions, segment_ids, positions, None, None, None, causal)[:, None]
+    scores = jnp.einsum("blhd,bmhd->bhlm", q, k, preferred_element_type=jnp.float32)
+    scores = scores if bias is None else scores + bias
+    weights = jnp.where(mask, jax.nn.silu(scores), 0).astype(v.dtype)
+    out = jnp.einsum("bhlm,bmhd->blhd", weights, v, preferred_element_type=jnp.float32)
+    return (out / count).astype(v.dtype)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ These are a frozen dataclass that the task defines, whose annotations say along 
         targets: PerText   # int32 [texts]
 
 `Task.gather` fills it with arrays in the order of the texts (`BatchTexts`); `lay_out` places them in rows. In an array
-`PerToken` the tokens of all texts lie end to end: int32 [tokens].
+`PerToken` the tokens of all texts lie end to end: int32 [tokens], or several numbers for each, int32 [tokens, ...].
 """
 
 import enum
@@ -31,7 +31,7 @@ from instructrec_jax.data.packing import Plan
 class Along(enum.Enum):
     """The axis along which an array of a task lies, and its form in a `Batch`."""
 
-    TOKENS = "tokens"  # int32 [tokens of all texts (or targets)] -> [rows, length]
+    TOKENS = "tokens"  # int32 [tokens of all texts (or targets), ...] -> [rows, length, ...]
     TEXTS = "texts"  # [texts, ...] -> [rows, segments, ...]
     EXAMPLES = "examples"  # [examples, ...], unchanged
     TEXT_NUMBERS = "text numbers"  # indices of texts -> indices of their pooled vectors, [rows * segments, ...]
@@ -223,8 +223,8 @@ class _Side:
         return cls((plan.rows, length), np.repeat(plan.row, lengths), np.repeat(starts, lengths) + within(lengths))
 
     def put(self, flat: Array) -> np.ndarray:
-        """int32 [tokens] -> int32 [rows, length]."""
-        laid = np.zeros(self.shape, np.int32)
+        """int32 [tokens, ...] -> int32 [rows, length, ...]."""
+        laid = np.zeros((*self.shape, *flat.shape[1:]), np.int32)
         laid[self.row, self.column] = flat
         return laid
 

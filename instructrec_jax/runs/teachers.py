@@ -120,6 +120,8 @@ def _difference(teacher: Task, student: Task) -> str | None:
     ranking = as_ranking(teacher), as_ranking(student)
     if ranking[0] and ranking[1] and ranking[0].catalogue.fingerprint() != ranking[1].catalogue.fingerprint():
         return "items"
+    if getattr(teacher, "masks_items", False) != getattr(student, "masks_items", False):
+        return "texts (task.objective: with or without masked items)"
     return None
 
 

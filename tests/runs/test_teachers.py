@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from helpers import assert_close
+from helpers import assert_close, task_config
 from tiny_runs import changed, final_parameters, rows, tiny_run, untrained_run
 
 from instructrec_jax.distributed.mesh import make_mesh
@@ -93,6 +93,17 @@ def test_teachers_that_do_not_fit_are_named(student: Config, checkpoint: Path, t
     ):
         with pytest.raises(ValueError, match=message):
             opened(replace(student, distil=DistilConfig([str(path)])))
+
+
+def test_a_teacher_that_knows_no_masked_items_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """In both directions: it would read an item in place of the mask, or a mask that nobody learned."""
+    tasks = [task_config("sequence", tmp_path / "catalogue", objective=objective) for objective in ("next", "masked")]
+    runs = [untrained_run(tmp_path / task.objective, task, checkpoint, max_length=64) for task in tasks]
+    for task, (right, wrong) in zip(tasks, (runs, runs[::-1]), strict=True):
+        config = tiny_run("sequence", checkpoint, tmp_path, task=task, data__max_length=64)
+        assert len(opened(replace(config, distil=DistilConfig([str(right)])))) == 1
+        with pytest.raises(ValueError, match="has other texts .task.objective"):
+            opened(replace(config, distil=DistilConfig([str(wrong)])))
 
 
 def test_a_changed_teacher_is_named(student: Config, tmp_path: Path) -> None:

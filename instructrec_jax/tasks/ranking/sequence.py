@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,12 @@ from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.dual_encoder import unit_length
 from instructrec_jax.adapters.heads import pool_segments
 from instructrec_jax.adapters.losses import linear_cross_entropy
-from instructrec_jax.adapters.next_item import NextItemHead, NextItemSpec
+from instructrec_jax.adapters.next_item import MASK, NextItemHead, NextItemSpec
+from instructrec_jax.adapters.next_item_losses import gbce_power, sampled_sigmoid, sampled_softmax, scores_of
 from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.backbones.folder import read_pooling
 from instructrec_jax.backbones.layers import DropoutKeys
-from instructrec_jax.data.batch import Array, Batch, BatchTexts, PerToken, Rows, Text, Whole, end_to_end
+from instructrec_jax.data.batch import Array, Batch, BatchTexts, Rows, Text, Whole, end_to_end
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.media.picture import Picture
@@ -43,74 +44,23 @@ from instructrec_jax.tasks.base import (
 )
 from instructrec_jax.tasks.objective import Choice, Objective
 from instructrec_jax.tasks.prediction import Predict
-from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask, Target
-from instructrec_jax.tasks.search_space import Options, Range, SearchSpace
+from instructrec_jax.tasks.ranking.next_items import (
+    NegativeSample,
+    NextItems,
+    masked_items,
+    next_items,
+    uniform_negatives,
+)
+from instructrec_jax.tasks.ranking.ranking_task import RankingTask, Target
+from instructrec_jax.tasks.ranking.sequence_settings import SequenceSettings
 from instructrec_jax.tasks.texts import tokenize, with_default_prompt
 
 logger = logging.getLogger(__name__)
 
-Supervise = Literal["all", "last"]
-NextItemSoftmax = Literal["full", "sampled"]
-ColdItems = Literal["negatives", "left_out"]
 TABLES = (64, 1024)  # rows of the table of instruction vectors of a call: each size is compiled
 LEFT_OUT = -1e9  # added to the score of an item that is not in the softmax
 PICTURE_VECTORS = "picture_vectors"  # folder of the catalogue with vectors read before
 ONCE = 2**31  # steps between refreshes: only at the start, since the backbone is frozen
-
-
-@TaskConfig.register_subclass("sequence")
-@dataclass
-class SequenceConfig(RankingConfig):
-    """Predict the next item of a history, a sequence of item vectors after the instruction's vector."""
-
-    text: bool = True  # encode item texts and instructions with the backbone
-    ids: bool = True  # learn a vector per item (new items have none)
-    pictures: str | None = (
-        None  # folder of the frozen network (CLIP, ViT ...) that reads the items' pictures; null: none
-    )
-    picture_folder: str = ""  # where paths of the catalogue's column `image` start; "": in the catalogue's folder
-    hidden_size: int = 64  # hidden size of the head
-    num_layers: int = 2  # layers of the head
-    num_heads: int = 2  # attention heads of the head
-    dropout: float = 0.2  # dropout of the head's embeddings and layers
-    history_limit: int = 50  # last N items of a history; in training, any N in a row
-    supervise: Supervise = "all"  # train on every item of a history, or only on the positive item
-    softmax: NextItemSoftmax = "full"  # softmax over the catalogue, or over sampled negatives
-    negatives: int = 1024  # for sampled: items drawn by popularity, per batch
-    cold_items: ColdItems = "negatives"  # left_out: items of no training example are in no softmax, so not learned away
-    pooling: Pooling | None = None  # pooling of the backbone; null: the checkpoint's declared pooling
-    augmented_by: ClassVar[tuple[str, ...]] = ()  # an instruction's vector is computed once
-
-    @property
-    def search_space(self) -> SearchSpace:
-        return {
-            "optimizer.learning_rate": Range(2e-4, 1e-2, log=True),
-            "task.dropout": Range(0.1, 0.6),
-            "task.hidden_size": Options((64, 128, 256)),
-            "task.num_layers": Options((1, 2, 3)),
-        }
-
-    def build(self, context: TaskContext) -> "SequenceTask":
-        return SequenceTask(self, with_default_prompt(context))
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class NegativeSample:
-    """Items drawn for the sampled softmax: int32 [negatives], and float32 log of their expected counts."""
-
-    items: Whole
-    log_expected: Whole
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class NextItems:
-    """The next item at each position, int32 [tokens], whether it counts, and the sample (None: full softmax)."""
-
-    labels: PerToken
-    supervised: PerToken
-    sample: NegativeSample | None
 
 
 @jax.tree_util.register_dataclass
@@ -132,8 +82,18 @@ class SequenceTarget(Target):
     instruction: Text | None
 
 
+@TaskConfig.register_subclass("sequence")
+@dataclass
+class SequenceConfig(SequenceSettings):
+    """Predict the next item of a history, a sequence of item vectors after the instruction's vector."""
+
+    def build(self, context: TaskContext) -> "SequenceTask":
+        return SequenceTask(self, with_default_prompt(context))
+
+
 class SequenceTask(RankingTask):
-    """An example's text is [0, items of its history]; its labels are the next items.
+    """An example's text is [0, items of its history], and the masked item if there are any; for its labels see
+    `next_items`.
 
     In a batch, the first token is the row of the instruction's vector: in training, in the buffer `instruction_texts`,
     else in a temporary table of `query_vectors`.
@@ -145,19 +105,9 @@ class SequenceTask(RankingTask):
     def __init__(self, config: SequenceConfig, context: TaskContext):
         super().__init__(config, context)
         self.config: SequenceConfig = config
-        if config.history_limit < 1:
-            raise ValueError(f"task.history_limit must be at least 1, but is {config.history_limit}.")
-        if config.history_limit + 1 > context.max_length:
-            raise ValueError(
-                f"data.max_length is {context.max_length}, but a sequence has task.history_limit + 1 = "
-                f"{config.history_limit + 1} positions: raise data.max_length or lower task.history_limit."
-            )
-        if not (config.text or config.ids or config.pictures):
-            raise ValueError(
-                "task.text and task.ids are both false, so items would have no vectors: set one to true, or "
-                "task.pictures."
-            )
-        self.couples_examples = config.softmax == "sampled"  # by the negatives of the batch
+        config.check(context.max_length)
+        self.masks_items = config.is_masked  # a network that does not know the mask would take it for an item
+        self.couples_examples = config.samples_softmax  # by the negatives of the batch
         self.freeze = ["^backbone/"] if config.text else []
         declared = read_pooling(context.folder).mode if config.text and context.folder is not None else None
         self.pooling: Any = config.pooling or declared
@@ -198,9 +148,17 @@ class SequenceTask(RankingTask):
             hidden_size=self.config.hidden_size,
             num_layers=self.config.num_layers,
             num_heads=self.config.num_heads,
-            max_length=self.config.history_limit + 1,
+            max_length=self.config.sequence_length,
             dropout=self.config.dropout,
             picture_size=0 if self.pictures is None else self.pictures.network.size,
+            network=self.config.network,
+            norm=self.config.norm,
+            activation=self.config.activation,
+            mlp_factor=self.config.mlp_factor,
+            attention_dropout=self.config.attention_dropout,
+            positions=self.config.positions,
+            item_bias=self.config.item_bias,
+            masked=self.config.is_masked,
         )
         head = NextItemHead(spec, rngs=source.rngs, dtype=source.dtype)
         return Model(source.backbone if self.config.text else None, head)
@@ -209,7 +167,7 @@ class SequenceTask(RankingTask):
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded[SequenceTarget]]:
         instructions = self._tokens([render(e) for e in examples]) if self.config.text else [None] * len(examples)
-        encoded = []
+        encoded, asked = [], [MASK] * self.config.is_masked
         for number, (example, instruction) in enumerate(zip(examples, instructions, strict=True)):
             target = self.target(example, name_of(example, number))
             history = target.history[-self.config.history_limit :]
@@ -217,7 +175,7 @@ class SequenceTask(RankingTask):
                 name = "history items beyond task.history_limit"
                 self.context.count(name, cut)
             own = SequenceTarget(target.items, target.history, instruction)
-            encoded.append(Encoded(Text(np.array([0, *history], np.int32)), own, example))
+            encoded.append(Encoded(Text(np.array([0, *history, *asked], np.int32)), own, example))
         return encoded
 
     def _tokens(self, words: Sequence[str]) -> list[Text | None]:
@@ -249,24 +207,39 @@ class SequenceTask(RankingTask):
         return known[0]
 
     def gather(self, encoded: Sequence[Encoded[SequenceTarget]], rng: np.random.Generator) -> BatchTexts:
-        texts, labels, supervised = [], [], []
+        config, texts, labels, supervised, negatives = self.config, [], [], [], []
+        only_last = config.supervise == "last"
         for e in encoded:
-            items, places = np.append(e.target.history, rng.choice(e.target.items)), len(e.text.tokens)
+            items = np.append(e.target.history, rng.choice(e.target.items))
+            places = len(e.text.tokens) - config.is_masked
             start = len(items) - places
-            if self.config.supervise == "all" and start:  # another window of a long history at each visit
+            if not only_last and start:  # another window of a long history at each visit
                 start = int(rng.integers(start + 1))
-            window = items[start : start + places].astype(np.int32)
-            texts.append(Text(np.append(np.int32(self._row(e)), window[:-1])))
-            labels.append(window)
-            supervised.append(np.full(places, self.config.supervise == "all", np.int32))
-            supervised[-1][-1] = 1
+            window, row = items[start : start + places].astype(np.int32), self._row(e)
+            if config.is_masked:
+                tokens, wanted, counts = masked_items(row, window, only_last, config.mask_share, rng)
+            else:
+                tokens, wanted, counts = next_items(row, window, only_last)
+            texts.append(Text(tokens))
+            labels.append(wanted)
+            supervised.append(counts)
+            if config.loss != "softmax":
+                own = np.append(e.target.history, e.target.items)
+                negatives.append(uniform_negatives(own, self._pool, (len(tokens), config.negative_count), rng))
         sample = None
-        if self.config.softmax == "sampled":
+        if config.samples_softmax:
             chances = self._chances
-            drawn = rng.choice(len(self.catalogue), self.config.negatives, p=chances)
-            expected = np.log(self.config.negatives * chances[drawn])
+            drawn = rng.choice(len(self.catalogue), config.negative_count, p=chances)
+            expected = np.log(config.negative_count * chances[drawn])
             sample = NegativeSample(drawn.astype(np.int32), expected.astype(np.float32))
-        return BatchTexts(texts, NextItems(end_to_end(labels), end_to_end(supervised), sample))
+        drawn_each = np.concatenate(negatives) if negatives else None
+        return BatchTexts(texts, NextItems(end_to_end(labels), end_to_end(supervised), sample, drawn_each))
+
+    @property
+    def _pool(self) -> np.ndarray:
+        """int [n]: the items that are drawn as negatives of bce and gbce."""
+        self._check_prepared()
+        return np.arange(len(self.catalogue)) if self._trained is None else np.flatnonzero(self._trained)
 
     def gather_answer(self, encoded: Sequence[Encoded[SequenceTarget]], rng: np.random.Generator) -> BatchTexts:
         """The last items of the histories, with the loss of the positive item alone."""
@@ -285,7 +258,8 @@ class SequenceTask(RankingTask):
     @property
     def _leaves_out(self) -> bool:
         """Whether the full softmax is without some items; the sampled one draws none of them."""
-        return self.config.cold_items == "left_out" and self.config.softmax == "full"
+        config = self.config
+        return config.cold_items == "left_out" and config.loss == "softmax" and config.softmax == "full"
 
     def _check_prepared(self) -> None:
         if self.config.cold_items == "left_out" and self._trained is None:
@@ -297,17 +271,27 @@ class SequenceTask(RankingTask):
     # -------------------------------------------------------------- device
 
     def loss(self, model: Network, batch: Batch[NextItems], inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
-        """Softmax cross-entropy of the next item, over the catalogue or a sample of it.
+        """The loss of the next (or a masked) item against the catalogue or a sample of it.
 
-        Sampled: the sum over the catalogue is estimated by the positive item and n items drawn with probabilities q,
-        exp(s − log(n q)) each (Jean et al., 2015, equation 8; the logQ correction).
+        Sampled softmax: the sum over the catalogue is estimated by the positive item and n items drawn with
+        probabilities q, exp(s − log(n q)) each (Jean et al., 2015, equation 8; the logQ correction). For bce and gbce
+        see `adapters.next_item_losses`.
         """
-        weights = jnp.asarray(batch.own.supervised, jnp.float32)
-        if batch.own.sample is None:
-            queries, table, bias = self._queries(model, batch, inputs)
-            return linear_cross_entropy(queries, table, batch.own.labels, weights, bias=bias), jnp.sum(weights)
-        logits = self._sampled_logits(model, batch, inputs)
-        return jnp.sum(weights * (jax.nn.logsumexp(logits, -1) - logits[..., 0])), jnp.sum(weights)
+        own, config = batch.own, self.config
+        weights = jnp.asarray(own.supervised, jnp.float32)
+        if own.sample is not None:
+            return jnp.sum(weights * sampled_softmax(self._sampled_logits(model, batch, inputs))), jnp.sum(weights)
+        queries, table, bias = self._queries(model, batch, inputs)
+        if own.negatives is None:
+            smoothing = config.label_smoothing
+            loss = linear_cross_entropy(queries, table, own.labels, weights, bias=bias, label_smoothing=smoothing)
+            return loss, jnp.sum(weights)
+        items = jnp.concatenate([own.labels[..., None], own.negatives], -1)
+        power = 1.0
+        if config.loss == "gbce":
+            power = gbce_power(config.negative_count, len(self.catalogue), config.gbce_t)
+        losses = sampled_sigmoid(scores_of(queries, table, bias, items), power)
+        return jnp.sum(weights * losses), jnp.sum(weights)
 
     def soft_outputs(self, model: Network, batch: Batch[NextItems], inputs: LossInputs) -> list[SoftOutputs]:
         weights = jnp.asarray(batch.own.supervised, jnp.float32)

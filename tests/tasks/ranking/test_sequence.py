@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import Setup, examples, task_config
+from helpers import Setup, examples, run_steps, task_config
 from tiny_runs import final_parameters, tiny_run
 
 from instructrec_jax.data.example import Example
@@ -17,8 +17,9 @@ from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.ranking.catalogue import Splits
 from instructrec_jax.tasks.base import LossInputs, TaskContext
 from instructrec_jax.train import train
+from instructrec_jax.training.optimizer import OptimizerConfig
 
-ITEMS = 12
+ITEMS, STEPS = 12, 250
 
 
 @pytest.fixture
@@ -80,6 +81,105 @@ def test_loss_equals_brute_force(softmax: Any, supervise: Any, checkpoint: Path,
             places += 1
     assert weight == places
     assert total == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("cold_items", ["negatives", "left_out"])
+@pytest.mark.parametrize("loss", ["bce", "gbce"])
+def test_loss_against_uniform_negatives_equals_brute_force(
+    loss: Any, cold_items: Any, checkpoint: Path, tmp_path: Path
+) -> None:
+    settings = {"loss": loss, "negatives": 3, "cold_items": cold_items}
+    setup = Setup("sequence", checkpoint, tmp_path, **settings)
+    task: Any = setup.task
+    setup.encoded = setup.encoded[:9]
+    total, weight = device_loss(setup)
+    buffers = jax.device_get(setup.state.buffers)
+    share = 3 / (ITEMS - 1)
+    power = 1.0 if loss == "bce" else share * (0.75 * (1 - 1 / share) + 1 / share)
+    expected, place = 0.0, 0
+    drawn = setup.parts().own.negatives
+    for e in setup.encoded:
+        scores = scores_of_prefixes(setup, task, e, buffers)
+        for row, label in zip(scores, [*e.text.tokens[1:], e.target.items[0]], strict=True):
+            others = drawn[place]
+            assert not set(others) & {*e.target.history, *e.target.items}
+            chance, chances = 1 / (1 + np.exp(-row[label])), 1 / (1 + np.exp(-row[others]))
+            expected += -power * np.log(chance) - np.log(1 - chances).sum()
+            place += 1
+    assert weight == place == len(drawn)
+    assert total == pytest.approx(expected, rel=1e-5)
+
+
+def test_negatives_are_items_of_training_where_others_are_left_out(context: TaskContext, tmp_path: Path) -> None:
+    task = build(context, tmp_path, loss="bce", negatives=50, cold_items="left_out")
+    encoded = task.encode([Example(instruction="a", history=("item-4", "item-7"), output="item-2")])
+    more = task.encode([Example(instruction="a", history=("item-9",), output="item-5")])
+    task.prepare([*encoded, *more])
+    assert set(task.gather(encoded, np.random.default_rng(0)).own.negatives.ravel()) == {5, 9}
+
+
+def test_a_prediction_has_the_masked_item_at_its_end(checkpoint: Path, tmp_path: Path) -> None:
+    """Scores are those of the sequence [instruction, history, mask], and later items count for earlier places."""
+    setup = Setup("sequence", checkpoint, tmp_path, objective="masked")
+    task: Any = setup.task
+    predict = predictor(task, setup.model.graphdef, setup.mesh, setup.buckets)(setup.model.params)
+    chosen = setup.encoded[3:9]
+    found, buffers = task.score_items(predict, chosen)(slice(0, 6)), task.refresh(predict)
+    head = setup.model.network.head
+    table, bias = (np.asarray(x, np.float64) for x in head.item_vectors(buffers["item_texts"]))
+    for row, e in zip(found, chosen, strict=True):
+        assert e.text.tokens.tolist() == [0, *e.target.history[-50:], -1]
+        tokens = np.append(task._row(e), e.text.tokens[1:]).astype(np.int32)[None]
+        places = (tokens, np.ones_like(tokens), np.arange(tokens.size, dtype=np.int32)[None])
+        queries = head(*places, buffers["item_texts"], buffers["instruction_texts"])
+        np.testing.assert_allclose(row, table @ np.asarray(queries, np.float64)[0, -1] + bias, atol=1e-5)
+        other = tokens.copy()
+        other[0, -1] = 3
+        changed = head(other, *places[1:], buffers["item_texts"], buffers["instruction_texts"])
+        assert np.abs(changed - queries)[0, 0].max() > 1e-5
+
+
+def in_a_circle(count: int, seed: int) -> list[Example]:
+    """Histories in which the item after each one is known: the next number, after the last the first."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        items = [f"item-{number % ITEMS}" for number in rng.integers(ITEMS) + np.arange(rng.integers(3, 9))]
+        made.append(Example(instruction="next", history=tuple(items[:-1]), output=items[-1]))
+    return made
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": "bce", "activation": "relu", "mlp_factor": 1, "item_bias": False, "norm": "post"},
+        {"objective": "masked", "mask_share": 0.3},
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in (
+                {"network": "gru", "positions": "none"},
+                {"loss": "gbce", "negatives": 3, "activation": "relu", "mlp_factor": 1, "item_bias": False},
+                {"network": "hstu", "positions": "relative"},
+                {"activation": "swiglu", "positions": "both", "label_smoothing": 0.1},
+            )
+        ),
+    ],
+)
+def test_every_network_and_loss_learns_what_comes_next(
+    settings: dict[str, Any], checkpoint: Path, tmp_path: Path
+) -> None:
+    optimizer = OptimizerConfig(learning_rate=1e-2, warmup=0.0, schedule="constant", weight_decay=0.0)
+    setup = Setup("sequence", checkpoint, tmp_path, optimizer=optimizer, text=False, dropout=0.0, **settings)
+    task: Any = setup.task
+    encoded = task.encode(in_a_circle(32, 0))
+    parts = [task.gather(encoded, np.random.default_rng(step)) for step in range(STEPS)]
+    _, params = run_steps(setup, [pack(each, setup.buckets, setup.row_multiple).batch for each in parts])
+    predict = predictor(task, setup.model.graphdef, setup.mesh, setup.buckets)(params)
+    asked = task.encode(in_a_circle(40, 1))
+    scores = np.array(task.score_items(predict, asked)(slice(0, 40)))
+    for row, e in zip(scores, asked, strict=True):
+        row[e.target.seen] = -np.inf  # items of the history are no negatives of bce and gbce
+    assert np.mean(scores.argmax(-1) == [e.target.items[0] for e in asked]) > 0.9
 
 
 def test_evaluation_scores_equal_brute_force(checkpoint: Path, tmp_path: Path) -> None:
@@ -205,7 +305,11 @@ def test_settings_that_cannot_be(settings: dict[str, Any], words: str, context: 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, *(pytest.param(each, marks=pytest.mark.slow) for each in ({"text": False}, {"ids": False}))],
+    [
+        {},
+        {"text": False, "objective": "masked", "loss": "gbce", "negatives": 3, "cold_items": "left_out"},
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ({"text": False}, {"ids": False}, {"network": "gru"})),
+    ],
 )
 def test_a_run_goes_on_from_its_checkpoint(settings: dict[str, Any], checkpoint: Path, tmp_path: Path) -> None:
     """With every kind of item vector: what was remembered of texts is in the checkpoint, or made anew."""
