@@ -274,7 +274,7 @@ def _common(config_class: type) -> str:
         text = each.text.split(". ")[0]
         lines += _entry(f"--{name}", f"{text} (default: {each.default})" if each.default else text)
     lines += ["", "More:", *_entry("--help all", "every setting")]
-    lines += _entry("--help task", "the types of task; task.choice: those of one")
+    lines += _entry("--help task", "the types; --help task.classification: one of them")
     groups = ", ".join(
         name for name, _ in _groups(config_class, "") if "." not in name and name not in ("data", "task")
     )
