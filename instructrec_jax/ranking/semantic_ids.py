@@ -87,9 +87,12 @@ class SemanticIds:
         return SemanticIds([*self.items, *items], np.concatenate([self.codes, codes_of_new]), self.codebooks, self.most)
 
     def report(self) -> list[dict[str, object]]:
-        """For each level: its codes, the share of them in use, and the entropy of their use in bits."""
+        """For each level: its codes, the share of them in use, and the entropy of their use in bits.
+
+        Of the last level without those that no item has: they are for new items.
+        """
         rows: list[dict[str, object]] = []
-        for level, size in enumerate(self.sizes):
+        for level, size in enumerate((*self.sizes[:-1], int(self.codes[:, -1].max()) + 1)):
             counts = np.bincount(self.codes[:, level], minlength=size)
             share = counts[counts > 0] / counts.sum()
             used, entropy = float((counts > 0).mean()), float(-(share * np.log2(share)).sum())

@@ -46,6 +46,7 @@ def test_the_report_counts_use_and_entropy(ids: SemanticIds) -> None:
     first = ids.report()[0]
     assert first["level"] == "a" and first["codes"] == 4 and first["used"] == 1.0
     assert first["entropy"] == pytest.approx(2.0)  # four codes with twelve items each
+    assert ids.report()[-1]["codes"] == ids.most - SPARE and ids.report()[-1]["used"] == 1.0
 
 
 def test_tokens_and_texts(ids: SemanticIds) -> None:
