@@ -65,7 +65,7 @@ def test_a_search_starts_with_the_settings_as_they_are() -> None:
         config = replace(base, task=task)
         found = own_values(config, default_space(config))
         assert found is not None and with_settings(config, found) == config
-    space = read_space(ROOT / "configs/sequence_space.yaml")
+    space = read_space(ROOT / "configs/spaces/sequence.yaml")
     found = own_values(base, space)
     assert found is not None and with_settings(base, found) == base
     for name, entry in space.items():
