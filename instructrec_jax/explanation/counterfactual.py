@@ -252,7 +252,7 @@ class Counterfactuals:
         )
 
     def _said(self, found: Outcome, *others: Outcome) -> Said:
-        ids = dict.fromkeys(name for each in (*others, found) for name in each.ids if name in found.numbers)
+        ids = dict.fromkeys(name for each in (found, *others) for name in each.ids if name in found.numbers)
         return Said(found.said, {self._name(name): found.numbers[name] for name in ids})
 
     def _reason(self, search: _Search, changes: Sequence[Change]) -> str:

@@ -21,7 +21,7 @@ def shown_counterfactual(found: Counterfactual) -> str:
         changes = ", ".join(map(_changed, found.changes))
         lines += [f"changed: {changes}", *_asked(str(found.changed_text), found.changed_history or ())]
         lines.append(_said("after", found.after, found.measure))
-        kept = "minimal: without any one of the changes the answer is not so"
+        kept = "minimal: undoing any one of the changes loses this answer"
         lines.append(f"{kept if found.minimal else 'maybe not minimal: the budget was used up'} ({cost})")
     return "\n".join(wrapped(line, "", "  ", text_width()) for line in lines)
 
