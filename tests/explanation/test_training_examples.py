@@ -145,7 +145,10 @@ def test_lora_has_gradients_of_what_is_trained(checkpoint: Path, tmp_path: Path)
     assert finder.scores(queries).argmax(1).tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("kind", ["sequence", "token_classification", "multitask", "language_model"])
+SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("token_classification", "multitask")]
+
+
+@pytest.mark.parametrize("kind", ["sequence", "language_model", *SLOW_KINDS])
 def test_other_tasks_find_their_own_examples(kind: str, networks: Any, tmp_path: Path) -> None:
     network = networks["llama" if kind == "language_model" else "bert", False]
     write_jsonl(tmp_path / "train.jsonl", (e.to_record() for e in examples(kind, 24)))
