@@ -12,7 +12,7 @@ from instructrec_jax.augmentation.edits import FUNCTION_WORDS
 from instructrec_jax.augmentation.synonyms import Thesaurus
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import render
-from instructrec_jax.explanation.words import without
+from instructrec_jax.explanation.words import with_texts, without
 
 REPLACEMENTS = 3  # words or items that are tried in the place of one
 
@@ -51,11 +51,7 @@ def changed(example: Example, changes: Sequence[Change]) -> Example:
 
     history = (items.get(item, item) for item in found.history)
     return replace(
-        found,
-        instruction=other(found.instruction),
-        input=None if found.input is None else other(found.input),
-        system=None if found.system is None else other(found.system),
-        messages=tuple(replace(turn, content=other(turn.content)) for turn in found.messages),
+        with_texts(found, other),
         words=tuple(map(other, found.words)),
         history=tuple(item for item in history if item is not None),
     )

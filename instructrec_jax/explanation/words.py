@@ -4,7 +4,7 @@ A word is one of `answering.evidence`: all its occurrences, whatever their case.
 `recommend` does.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
@@ -88,13 +88,18 @@ def without(example: Example, words: Collection[str]) -> Example:
         return MARK.join(spaced)
 
     left_out = {word.casefold() for word in words}
+    kept = tuple(word for word in example.words if word.casefold() not in left_out)
+    return replace(with_texts(example, less), words=kept)
+
+
+def with_texts(example: Example, change: Callable[[str], str]) -> Example:
+    """The example with all changed that it says but its answer and its `words`."""
     return replace(
         example,
-        instruction=less(example.instruction),
-        input=None if example.input is None else less(example.input),
-        system=None if example.system is None else less(example.system),
-        messages=tuple(replace(turn, content=less(turn.content)) for turn in example.messages),
-        words=tuple(word for word in example.words if word.casefold() not in left_out),
+        instruction=change(example.instruction),
+        input=None if example.input is None else change(example.input),
+        system=None if example.system is None else change(example.system),
+        messages=tuple(replace(turn, content=change(turn.content)) for turn in example.messages),
     )
 
 

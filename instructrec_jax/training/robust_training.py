@@ -18,6 +18,7 @@ from instructrec_jax.backbones.layers import DropoutKeys, Embedding, feature_bit
 from instructrec_jax.data.batch import Batch
 from instructrec_jax.tasks.base import LossInputs, Model, Task
 from instructrec_jax.training.distillation import Loss, Remembered
+from instructrec_jax.training.method_settings import check_ranges, is_chosen
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
 MethodName = Literal["none", "r_drop", "noise", "freelb"]
@@ -73,14 +74,8 @@ def check_robust_training(
       dropout: the settings in which dropout rates are: config.json, `lora` and `task`.
     """
     default, name = RobustTrainingConfig(), "robust_training"
-    given = [key for key, value in vars(default).items() if getattr(config, key) != value and key != "method"]
-    if config.method == "none":
-        if given:
-            raise ValueError(f"{name}.{given[0]} has no effect without {name}.method: set it, or leave this out.")
+    if not is_chosen(config, name, SETTINGS_OF):
         return
-    for key in given:
-        if config.method not in SETTINGS_OF.get(key, (config.method,)):
-            raise ValueError(f"{name}.{key} has no effect with method: {config.method}: leave it out.")
     ranges = {
         "weight": (0 < config.weight < float("inf"), "positive, such as 1"),
         "noise": (0 <= noise_of(config) < float("inf"), "at least 0, such as 5"),
@@ -88,9 +83,7 @@ def check_robust_training(
         "step_size": (0 < config.step_size < float("inf"), "positive, such as 0.1"),
         "max_norm": (config.max_norm is None or 0 < config.max_norm < float("inf"), "positive, such as 0.5"),
     }
-    for key, (is_right, wanted) in ranges.items():
-        if not is_right:
-            raise ValueError(f"{name}.{key} is {getattr(config, key)}, but should be {wanted}.")
+    check_ranges(config, name, ranges)
     noise = noise_of(config)
     if config.method == "noise" and not noise:
         raise ValueError(f"{name}.noise is 0, so method: noise has no effect: raise it, or leave both out.")

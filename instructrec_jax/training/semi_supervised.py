@@ -20,6 +20,7 @@ from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch
 from instructrec_jax.tasks.base import LossInputs, Model, Task
+from instructrec_jax.training.method_settings import check_ranges, is_chosen
 from instructrec_jax.training.state import TrainState, Tree, empty_window
 
 # Named, because --help shows a setting's comment only where its type is a plain name.
@@ -59,14 +60,8 @@ def check_semi_supervised(config: SemiSupervisedConfig, task: Task, kind: str) -
     kind: the task's type, for messages.
     """
     default, name = SemiSupervisedConfig(), "semi_supervised"
-    given = [key for key, value in vars(default).items() if getattr(config, key) != value and key != "method"]
-    if config.method == "none":
-        if given:
-            raise ValueError(f"{name}.{given[0]} has no effect without {name}.method: set it, or leave this out.")
+    if not is_chosen(config, name, SETTINGS_OF):
         return
-    for key in given:
-        if config.method not in SETTINGS_OF.get(key, (config.method,)):
-            raise ValueError(f"{name}.{key} has no effect with method: {config.method}: leave it out.")
     if config.per_class_thresholds and config.threshold is not None:
         raise ValueError(f"{name}.threshold has no effect with per_class_thresholds: set one of them.")
     if config.momentum != default.momentum and not (config.align or config.per_class_thresholds):
@@ -80,9 +75,7 @@ def check_semi_supervised(config: SemiSupervisedConfig, task: Task, kind: str) -
         "momentum": (0 <= config.momentum < 1, "at least 0 and below 1, such as 0.99"),
         "teacher_decay": (0 <= config.teacher_decay < 1, "at least 0 and below 1, such as 0.99"),
     }
-    for key, (is_right, wanted) in ranges.items():
-        if not is_right:
-            raise ValueError(f"{name}.{key} is {getattr(config, key)}, but should be {wanted}.")
+    check_ranges(config, name, ranges)
     _check_task(config, task, kind)
 
 

@@ -96,7 +96,7 @@ def test_codes_of_another_catalogue_are_refused(folder: Path, tuned: Config, tmp
         Path(tuned.backbone.path) / "semantic_ids" / "codebooks.safetensors"
     )
     (other / "semantic_ids" / "codes.jsonl").write_text("\n".join([*lines[1:], lines[0]]) + "\n")
-    with pytest.raises(ValueError, match="has the codes of other items than the catalogue"):
+    with pytest.raises(ValueError, match="has the codes of other items than the catalog "):
         train(config)
 
 

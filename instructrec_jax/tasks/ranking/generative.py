@@ -4,9 +4,9 @@ Items are named by semantic ids (`ranking.semantic_ids`), whose codes are tokens
 <b_3>, ... An answer is searched along the items' trie (`inference.code_search`), so it is always an allowed item.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -74,7 +74,6 @@ class GenerativeTask(RankingTask, LikelihoodTask):
     reads_history = True
     greater_is_better = True
     outputs_are = None
-    suppressed: tuple[int, ...] = ()
     judged = Task.judged
     objectives = Task.objectives
 
@@ -95,12 +94,12 @@ class GenerativeTask(RankingTask, LikelihoodTask):
         self.ids = SemanticIds.load(self.ids_folder)
         if context.new_items:
             raise ValueError(
-                "generative: new items have no codes yet. Make the codes of the larger catalogue with "
+                "generative: new items have no codes yet. Make the codes of the larger catalog with "
                 "`python -m instructrec_jax.prepare ids`, or answer with a run that reads items' texts (retrieval)."
             )
         if list(self.ids.items) != self.catalogue.ids:
             raise ValueError(
-                f"{self.ids_folder} has the codes of other items than the catalogue {config.catalogue}: make them with "
+                f"{self.ids_folder} has the codes of other items than the catalog {config.catalogue}: make them with "
                 f"`python -m instructrec_jax.prepare ids --catalogue {config.catalogue}`."
             )
         self.trie = CodeTrie(self.ids.codes, self._first_tokens(), self.ids.sizes)
@@ -129,11 +128,6 @@ class GenerativeTask(RankingTask, LikelihoodTask):
             )
         starts = np.cumsum([0, *self.ids.sizes[:-1]]) + numbers[0]
         return tuple(starts.tolist())
-
-    @cached_property
-    def _tokens(self) -> np.ndarray:
-        """int32 [items, levels]."""
-        return self.ids.codes + np.array(self.trie.first_tokens, np.int32)
 
     @property
     def kept_folders(self) -> Mapping[str, Path]:
@@ -177,7 +171,7 @@ class GenerativeTask(RankingTask, LikelihoodTask):
         return encoded
 
     def encoding_depends_on(self) -> dict[str, object]:
-        return RankingTask.encoding_depends_on(self) | {"codes": self.ids.codes.tolist()}
+        return RankingTask.encoding_depends_on(self) | {"codes": hashlib.sha256(self.ids.codes.tobytes()).hexdigest()}
 
     def gather(self, encoded: Sequence[Encoded], rng: np.random.Generator) -> BatchTexts:
         labels = TokenLabels(
