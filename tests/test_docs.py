@@ -26,9 +26,9 @@ import pytest
 import instructrec_jax.train as training
 from instructrec_jax.__main__ import VERBS
 from instructrec_jax.answering import arguments
-from instructrec_jax.answering.preparing import IdsConfig
 from instructrec_jax.parsing import parse_yaml
 from instructrec_jax.preparation.formats import SOURCES
+from instructrec_jax.preparation.own_config import IdsConfig
 from instructrec_jax.preparation.own_files import FORMS
 from instructrec_jax.preparation.prepare_tags import TagsConfig
 from instructrec_jax.runs.config import Config, load, setting_names

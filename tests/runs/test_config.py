@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.runs.config import (
     DEFAULT,
     Config,
