@@ -22,7 +22,7 @@ from instructrec_jax.service.settings import ServeConfig, read_settings
 def main(args: list[str]) -> None:
     settings = read(args)
     if isinstance(settings, Namespace):
-        return key_commands.run(settings)
+        return key_commands.main(args[1:])
     from instructrec_jax.service import server  # needs jax, and the packages of an extra
 
     server.serve(settings)

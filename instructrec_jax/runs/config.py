@@ -371,7 +371,8 @@ def read_first(read: Callable[[list[str]], object]) -> None:
       read: what `main` reads its arguments with.
     """
     args = sys.argv[1:]
-    if help_topic(args) is not None or not (any(name in os.environ for name in SEVERAL) or any(map(is_url, args))):
+    later = any(name in os.environ for name in SEVERAL) or any("://" in arg for arg in args)
+    if help_topic(args) is not None or not later:
         with _shown_errors():
             read(args)
 
@@ -407,7 +408,8 @@ def main_guard(main: Callable[[list[str]], object], *, processes: bool = False, 
     keep_freed_memory()
     # print warnings without the source line that raised them
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    for handler in logging.getLogger().handlers:  # importing orbax makes one, which names level and module
+    logging.basicConfig(format="%(message)s")  # importing orbax makes a handler where there is none, and
+    for handler in logging.getLogger().handlers:  # has perhaps made it, which names level and module
         if type(handler) is logging.StreamHandler:
             handler.setFormatter(logging.Formatter("%(message)s"))
     with _shown_errors():

@@ -16,7 +16,8 @@ DOC = """Add, list and revoke the keys of the service: `python -m instructrec_ja
 """
 
 
-def run(options: argparse.Namespace) -> None:
+def main(args: list[str]) -> None:
+    options = read(args)
     if options.command == "list":
         print(_table(options.keys))
     elif options.name is None:

@@ -1,4 +1,4 @@
-"""One file per task; importing the package registers all of them as choices of `--task.type`."""
+"""One file per task, imported when it is built; importing the package registers their configs for `--task.type`."""
 
 from instructrec_jax.tasks.generation.writing_config import (
     DialogueConfig,

@@ -2,7 +2,7 @@
 
     encode (host) · gather (host) · loss, predict (device) · score (host) · optional refresh
 
-A task is one file with a config (a choice of `TaskConfig`) and a subclass of `Task`.
+A task is a config, a choice of `task_config.TaskConfig`, and a file with the subclass of `Task` that it names.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
