@@ -86,8 +86,8 @@ def test_help_and_wrong_arguments_load_no_jax() -> None:
     asked = json.dumps([line.split() for line in [*helps, *WRONG]])
     done = subprocess.run([sys.executable, "-c", FIRST], input=asked, capture_output=True, text=True, check=True)
     own, told, loaded = json.loads(done.stdout)
-    assert own == ["instructrec_jax"] and set(SETTINGS) <= set(loaded)
     assert {line: heavy for line, (heavy, *_) in told.items() if heavy} == {}
+    assert own == ["instructrec_jax"] and set(SETTINGS) <= set(loaded)
     for line in helps:
         _, code, out, err = told[line]
         assert code == 0 and "--" in out and err == "", line
