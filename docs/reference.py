@@ -22,7 +22,7 @@ import instructrec_jax
 from instructrec_jax.__main__ import VERBS
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.preparation.formats import SOURCES
-from instructrec_jax.preparation.inspection.inspect import InspectConfig
+from instructrec_jax.preparation.own_config import InspectConfig
 from instructrec_jax.preparation.prepare_tags import TagsConfig
 from instructrec_jax.runs.config import Config
 

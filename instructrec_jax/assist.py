@@ -14,11 +14,15 @@ import json
 import sys
 
 from instructrec_jax.answering.arguments import assist_parser, new_file, parse_options
+from instructrec_jax.runs.config import main_guard, read_first
+
+if __name__ == "__main__":  # before the imports below, which take a second or two
+    read_first(lambda args: parse_options(assist_parser(__doc__), args))
+
 from instructrec_jax.answering.desk import BATCH, Desk, Requests, read_requests, tune_threshold
 from instructrec_jax.answering.records import blocks
 from instructrec_jax.files import append_jsonl, write_text
 from instructrec_jax.runs.bucket import send
-from instructrec_jax.runs.config import main_guard
 
 
 def main(args: list[str]) -> None:

@@ -12,10 +12,14 @@ FOLDER/clean.jsonl has the examples of data.train that stay; findings.jsonl says
 from pathlib import Path
 
 from instructrec_jax.answering.arguments import audit_parser, new_file, parse_with_settings
+from instructrec_jax.runs.config import Config, main_guard, parse, read_first
+
+if __name__ == "__main__":  # before the imports below, which take a second or two
+    read_first(lambda args: parse_with_settings(audit_parser(__doc__), args))
+
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.labeling.audit import Audit, AuditOptions, audit
 from instructrec_jax.labeling.audit_report import shown, write_audit
-from instructrec_jax.runs.config import Config, main_guard, parse
 from instructrec_jax.runs.run import is_run, run_settings
 
 

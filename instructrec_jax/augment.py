@@ -16,10 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from instructrec_jax.answering.arguments import augment_parser, new_file, parse_with_settings
+from instructrec_jax.runs.config import Config, main_guard, parse, read_first
+
+if __name__ == "__main__":  # before the imports below, which take a second or two
+    read_first(lambda args: parse_with_settings(augment_parser(__doc__), args))
+
 from instructrec_jax.answering.augmenting import Keep, agrees, augment_file, similar
 from instructrec_jax.answering.rewriting import BackTranslator, MaskFiller, Paraphraser, Rewriter
 from instructrec_jax.augmentation.augmenter import METHODS, AugmentConfig
-from instructrec_jax.runs.config import Config, main_guard, parse
 from instructrec_jax.runs.data import RunData
 
 

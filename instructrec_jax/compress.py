@@ -14,6 +14,11 @@ FOLDER/compression.json has the errors of all layers, or what each criterion wou
 import argparse
 
 from instructrec_jax.answering.arguments import compress_parser, parse_with_settings
+from instructrec_jax.runs.config import main_guard, read_first
+
+if __name__ == "__main__":  # before the imports below, which take a second or two
+    read_first(lambda args: parse_with_settings(compress_parser(__doc__), args))
+
 from instructrec_jax.compression.compress import compress, shown
 from instructrec_jax.compression.prune import prune, shown_pruned
 from instructrec_jax.compression.pruning import Pruning
@@ -21,7 +26,6 @@ from instructrec_jax.compression.quantization import Quantization
 from instructrec_jax.compression.sparsify import shown_sparse, sparsify
 from instructrec_jax.compression.sparsity import Sparsity
 from instructrec_jax.distributed.launch import refuse_others
-from instructrec_jax.runs.config import main_guard
 
 
 def main(args: list[str]) -> None:

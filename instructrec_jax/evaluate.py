@@ -20,7 +20,12 @@
 import sys
 from pathlib import Path
 
-from instructrec_jax.answering.arguments import evaluate_parser, parse_with_settings
+from instructrec_jax.answering.checked_options import evaluate_options
+from instructrec_jax.runs.config import main_guard, read_first
+
+if __name__ == "__main__":  # before the imports below, which take a second or two
+    read_first(lambda args: evaluate_options(__doc__, args))
+
 from instructrec_jax.answering.comparison import beside_of, evaluate
 from instructrec_jax.answering.ensembles import open_ensemble
 from instructrec_jax.answering.language_model import LanguageModel
@@ -33,18 +38,13 @@ from instructrec_jax.labeling.shots import measured, plan_of
 from instructrec_jax.labeling.shots_table import written
 from instructrec_jax.robustness.checking import checked
 from instructrec_jax.runs.bucket import send
-from instructrec_jax.runs.config import main_guard
 from instructrec_jax.runs.run import Run, is_run
 from instructrec_jax.train import train
 
 
 def main(args: list[str]) -> None:
-    options, rest = parse_with_settings(evaluate_parser(__doc__), args)
+    options, rest = evaluate_options(__doc__, args)
     path, several = options.paths[0], len(options.paths) > 1 or options.average is not None
-    if not several and options.weights != "equal":
-        raise ValueError("--weights is for an ensemble: give several runs and --average.")
-    if options.robust_limit is not None and not options.robust:
-        raise ValueError("--robust_limit is for behavioral tests: give --robust, too.")
     if options.shots is not None:
         plan, out = plan_of(options, rest), options.out or Path("shots")
         print(written(measured(plan, options.shots, options.seeds, out, train), out))

@@ -15,10 +15,14 @@ at most 1%. A word is all its occurrences in a text.
 import sys
 
 from instructrec_jax.answering.arguments import explain_parser, new_file, parse_with_settings
+from instructrec_jax.runs.config import main_guard, read_first
+
+if __name__ == "__main__":  # before the imports below, which take a second or two
+    read_first(lambda args: parse_with_settings(explain_parser(__doc__), args))
+
 from instructrec_jax.explanation.asked import check_asked, explained
 from instructrec_jax.explanation.files import records_of
 from instructrec_jax.files import write_jsonl, write_text
-from instructrec_jax.runs.config import main_guard
 from instructrec_jax.runs.run import Run, require_finished
 
 

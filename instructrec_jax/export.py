@@ -14,11 +14,15 @@ and has the run's model card (report --card).
 """
 
 from instructrec_jax.answering.arguments import export_parser, parse_options
+from instructrec_jax.runs.config import main_guard, read_first
+
+if __name__ == "__main__":  # before the imports below, which take a second or two
+    read_first(lambda args: parse_options(export_parser(__doc__), args))
+
 from instructrec_jax.answering.exporting import export
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.evaluation.layout import text_width
 from instructrec_jax.evaluation.tables import wrapped
-from instructrec_jax.runs.config import main_guard
 
 
 def main(args: list[str]) -> None:

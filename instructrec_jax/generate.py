@@ -15,27 +15,26 @@ from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
 
-from instructrec_jax.answering.arguments import generate_parser, new_file, parse_with_settings
+from instructrec_jax.answering.checked_options import generate_options
+from instructrec_jax.runs.config import main_guard, read_first
+
+if __name__ == "__main__":  # before the imports below, which take a second or two
+    read_first(lambda args: generate_options(__doc__, args))
+
 from instructrec_jax.answering.drawing import draw_file
 from instructrec_jax.answering.language_model import LanguageModel, Prompts, answer_shares, read_prompts, without_bytes
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.files import write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.ranking.catalogue import Catalogue
-from instructrec_jax.runs.config import main_guard
 
 
 def main(args: list[str]) -> None:
-    options, rest = parse_with_settings(generate_parser(__doc__), args)
-    new_file(options.out)
+    options, rest = generate_options(__doc__, args)
     if options.task == "image":
         return draw_file(options, args, rest)
-    if options.samples != 1:
-        raise ValueError("--samples is for --task image: leave it out.")
     config = GenerationConfig(**{entry.name: getattr(options, entry.name) for entry in fields(GenerationConfig)})
     catalogue = None if options.catalogue is None else Catalogue.load(options.catalogue)
-    if options.image and options.prompt is None:
-        raise ValueError("--image is for --prompt: a record names its pictures in the column image, or images.")
     if options.prompt is not None:
         asked = Prompts([{"prompt": options.prompt}], [options.prompt], ["the prompt"], [options.image])
     else:

@@ -15,13 +15,17 @@ from argparse import Namespace
 from contextlib import ExitStack, closing
 
 from instructrec_jax.answering.arguments import label_parser, parse_with_settings
+from instructrec_jax.runs.config import main_guard, read_first
+
+if __name__ == "__main__":  # before the imports below, which take a second or two
+    read_first(lambda args: parse_with_settings(label_parser(__doc__), args))
+
 from instructrec_jax.labeling.asking import Terminal
 from instructrec_jax.labeling.curves import simulated, write_curves
 from instructrec_jax.labeling.label_page import LabelPage
 from instructrec_jax.labeling.questions import Asker, Questions
 from instructrec_jax.labeling.rounds import Pool, ask_round, check_task, next_settings, read_pool
 from instructrec_jax.labeling.session import About, Session
-from instructrec_jax.runs.config import main_guard
 from instructrec_jax.runs.directory import is_finished
 from instructrec_jax.runs.run import Run, require_finished
 from instructrec_jax.train import train

@@ -15,18 +15,22 @@ import os
 import re
 import sys
 
+from instructrec_jax.answering.arguments import parse_with_settings, plan_parser
+from instructrec_jax.runs.config import DEFAULT, Config, main_guard, parse, read_first
+
+if __name__ == "__main__":  # before the imports below, which take a second or two
+    read_first(lambda args: parse_with_settings(plan_parser(__doc__), args))
+
 import jax
 
 from instructrec_jax.adapters.checkpoint_heads import vector_size
-from instructrec_jax.answering.arguments import parse_with_settings, plan_parser
 from instructrec_jax.backbones.folder import read_config, read_pooling
 from instructrec_jax.distributed.chips import topology_devices
 from instructrec_jax.distributed.mesh import make_mesh
-from instructrec_jax.planning.compiled_step import ARCHITECTURES, planning_folder
+from instructrec_jax.planning.compiled_step import planning_folder
 from instructrec_jax.planning.index import plan_index, show_index
 from instructrec_jax.planning.plan_report import Plan, make_plan, show
 from instructrec_jax.planning.search import search
-from instructrec_jax.runs.config import DEFAULT, Config, main_guard, parse
 
 
 def plan(config: Config, topology: str, slices: int = 1) -> Plan:
@@ -51,8 +55,7 @@ def plan_on_cpu(topology: str) -> None:
 
 
 def main(args: list[str]) -> None:
-    architectures = sorted(file.stem for file in ARCHITECTURES.glob("*.json"))
-    options, rest = parse_with_settings(plan_parser(__doc__, architectures), args)
+    options, rest = parse_with_settings(plan_parser(__doc__), args)
     plan_on_cpu(options.topology)
     named = [arg.split("=")[0] for arg in rest]
     if "--backbone.path" in named and "--config_path" not in named and "--task.type" not in named:

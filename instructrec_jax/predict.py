@@ -15,23 +15,23 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from instructrec_jax.answering.arguments import parse_with_settings, predict_parser
+from instructrec_jax.answering.checked_options import predict_options
+from instructrec_jax.runs.config import main_guard, read_first
+
+if __name__ == "__main__":  # before the imports below, which take a second or two
+    read_first(lambda args: predict_options(__doc__, args))
+
 from instructrec_jax.answering.output_formats import line
 from instructrec_jax.answering.partial_files import Share
 from instructrec_jax.answering.prediction_files import FORMATS, Counts, check_out, predict_file, predict_stream
 from instructrec_jax.answering.vector_files import VECTOR_FORMATS, write_vectors
 from instructrec_jax.distributed import launch
-from instructrec_jax.runs.config import main_guard
 from instructrec_jax.runs.run import Run, is_run, require_finished
 from instructrec_jax.runs.vectors import settings_of
 
 
 def main(args: list[str]) -> None:
-    options, rest = parse_with_settings(predict_parser(__doc__), args)
-    if (options.text is None) == (options.input is None):
-        raise ValueError("give --text TEXT or --input FILE (- for stdin).")
-    if options.out is not None and options.input in (None, Path("-")):
-        raise ValueError("--out needs --input FILE; for a text or stdin, redirect stdout.")
+    options, rest = predict_options(__doc__, args)
     share = Share(*launch.independent_share(os.environ))
     if share.count > 1 and options.out is None:
         raise ValueError(f"{share.count} processes share rows only with --input and --out.")

@@ -24,24 +24,19 @@ instructions, with a train.yaml. All of them except tags have
 `prepare movielens --help` lists the settings of a format.
 """
 
-from dataclasses import replace
-from typing import Any
+from instructrec_jax.answering.prepare_arguments import prepare_settings
+from instructrec_jax.runs.config import main_guard, read_first
 
-from instructrec_jax.answering.preparing import IdsConfig, describe_ids, open_teacher, prepare_ids
-from instructrec_jax.data.example import suggest
+if __name__ == "__main__":  # before the imports below, which take a second or two
+    read_first(lambda args: prepare_settings(__doc__, args))
+
+from instructrec_jax.answering.preparing import describe_ids, open_teacher, prepare_ids
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.preparation.card_text import describe, describe_tags
-from instructrec_jax.preparation.formats import SOURCES
-from instructrec_jax.preparation.own_files import FORMS, of_files, split_arguments
+from instructrec_jax.preparation.own_config import IdsConfig, InspectConfig, MaskFilesConfig
+from instructrec_jax.preparation.own_files import of_files
 from instructrec_jax.preparation.prepare_data import prepare
 from instructrec_jax.preparation.prepare_tags import TagsConfig, prepare_tags
-from instructrec_jax.runs.config import main_guard, parse
-from instructrec_jax.runs.help_text import fitted_help
-
-OWN: dict[str, tuple[Any, Any, Any]] = {  # settings, what makes the folder, and what describes it
-    "tags": (TagsConfig, prepare_tags, describe_tags),
-    "ids": (IdsConfig, prepare_ids, describe_ids),
-}
 
 
 def main(args: list[str]) -> dict[str, object]:
@@ -49,27 +44,17 @@ def main(args: list[str]) -> dict[str, object]:
 
     Raises ValueError for invalid arguments and unusable data (ConfigError for settings).
     """
-    reader, *rest = args or ["--help"]
-    if reader in ("-h", "--help"):
-        print(fitted_help(__doc__))
-        raise SystemExit(0)
-    if reader in ("inspect", "mask"):
-        files, options = split_arguments(rest)
-        return of_files(replace(parse(FORMS[reader], options, default=None), files=files))
-    if reader in OWN:
-        kind, make, show = OWN[reader]
-        settings = parse(kind, rest, default=None)
-        with heartbeat("preparing the data"):
-            card = make(settings)
-        print(show(card, settings.out))
-        return card
-    if reader not in SOURCES:
-        known = ["inspect", "mask", *SOURCES, *OWN]
-        raise ValueError(f"unknown format {reader!r}: choose from {', '.join(known)}.{suggest(reader, known)}")
-    config = parse(SOURCES[reader], rest, default=None)
+    config = prepare_settings(__doc__, args)
+    if isinstance(config, InspectConfig | MaskFilesConfig):
+        return of_files(config)
     with heartbeat("preparing the data"):
-        card = prepare(config, None if config.teacher is None else open_teacher(config.teacher))
-    print(describe(card, config.out))
+        if isinstance(config, TagsConfig):
+            card, show = prepare_tags(config), describe_tags
+        elif isinstance(config, IdsConfig):
+            card, show = prepare_ids(config), describe_ids
+        else:
+            card, show = prepare(config, None if config.teacher is None else open_teacher(config.teacher)), describe
+    print(show(card, config.out))
     return card
 
 

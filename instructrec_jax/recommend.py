@@ -15,24 +15,23 @@ import json
 import sys
 from contextlib import nullcontext
 
-from instructrec_jax.answering.arguments import parse_with_settings, recommend_parser
+from instructrec_jax.answering.checked_options import REQUEST, recommend_options
+from instructrec_jax.runs.config import main_guard, read_first
+
+if __name__ == "__main__":  # before the imports below, which take a second or two
+    read_first(lambda args: recommend_options(__doc__, args))
+
 from instructrec_jax.answering.recommender import Recommender
 from instructrec_jax.answering.requests import Answer, Request, check_out, read_requests, write_answers
 from instructrec_jax.answering.terminal import ask_person, named_weight, table
 from instructrec_jax.distributed.heartbeat import heartbeat
-from instructrec_jax.runs.config import main_guard
 
 
 def main(args: list[str]) -> None:
-    options, rest = parse_with_settings(recommend_parser(__doc__), args)
-    one = {name: getattr(options, name) for name in ("user", "history", "instruction", "image", "exclude", "where")}
-    if options.input is not None and any(one.values()):
-        given = ", ".join(f"--{name}" for name, value in one.items() if value)
-        raise ValueError(f"{given} cannot be combined with --input: put it into the file.")
+    options, rest = recommend_options(__doc__, args)
     if options.out is not None:
-        if options.input is None:
-            raise ValueError("--out needs --input; for one request, use --format json > FILE.")
         check_out(options.out)
+    one = {name: getattr(options, name) for name in REQUEST}
     requests: list[Request | Answer] = [Request(**one)] if options.input is None else read_requests(options.input)
     rerank, hybrid = named_weight("--rerank", options.rerank), named_weight("--hybrid", options.hybrid)
     model = Recommender(

@@ -8,21 +8,20 @@ The card has the data with counts and stated licenses, metrics, groups (evaluate
 file of the run states is "not stated" or "not measured". `export` puts the card into the README.md of its folder.
 """
 
-from instructrec_jax.answering.arguments import parse_options, run_path, verb_parser
+from instructrec_jax.answering.arguments import parse_options, report_parser
+from instructrec_jax.runs.config import main_guard, read_first
+
+if __name__ == "__main__":  # before the imports below, which take a second or two
+    read_first(lambda args: parse_options(report_parser(__doc__), args))
+
 from instructrec_jax.answering.model_card import write_model_card
 from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.runs.bucket import send
-from instructrec_jax.runs.config import main_guard
 from instructrec_jax.runs.run import require_run
 
 
 def main(args: list[str]) -> None:
-    parser = verb_parser("report", __doc__)
-    parser.add_argument("run", type=run_path, help="run directory")
-    parser.add_argument("--card", action="store_true", help="write model_card.md instead of report.html")
-    power = "of --card: power of a device while training; energy = watts × devices × hours"
-    parser.add_argument("--watts", type=float, metavar="W", help=power)
-    options = parse_options(parser, args)
+    options = parse_options(report_parser(__doc__), args)
     if options.watts is not None and not options.card:
         raise ValueError("--watts is for the model card: add --card.")
     require_run(options.run)

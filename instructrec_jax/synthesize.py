@@ -13,7 +13,11 @@ the raw texts, each with a chain of its pairs, to go on pretraining with (docs/i
 import sys
 
 from instructrec_jax.answering.arguments import new_file, parse_options, synthesize_parser
-from instructrec_jax.runs.config import main_guard
+from instructrec_jax.runs.config import main_guard, read_first
+
+if __name__ == "__main__":  # before the imports below, which take a second or two
+    read_first(lambda args: parse_options(synthesize_parser(__doc__), args))
+
 from instructrec_jax.synthesis.model_pairs import ModelSynthesizer
 from instructrec_jax.synthesis.overlap import read_overlap
 from instructrec_jax.synthesis.synthesizing import Synthesis, by_rules, synthesize_file

@@ -11,6 +11,11 @@ from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from instructrec_jax.runs.config import Config, load, main_guard, parse, read_first, to_dict
+
+if __name__ == "__main__":  # before the imports below, which take a second or two
+    read_first(lambda args: parse(Config, args))
+
 import jax
 import numpy as np
 
@@ -37,7 +42,6 @@ from instructrec_jax.runs.checkpoint_metric import (
     measure_of,
     patience_of,
 )
-from instructrec_jax.runs.config import Config, load, main_guard, parse, to_dict
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.directory import (
     RunLock,

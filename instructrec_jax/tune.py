@@ -15,7 +15,11 @@ OUT/best.yaml has the best settings. Needs the extra tune.
 """
 
 from instructrec_jax.answering.arguments import parse_with_settings, tune_parser
-from instructrec_jax.runs.config import Config, main_guard, parse
+from instructrec_jax.runs.config import Config, main_guard, parse, read_first
+
+if __name__ == "__main__":  # before the imports below, which take a second or two
+    read_first(lambda args: parse_with_settings(tune_parser(__doc__), args))
+
 from instructrec_jax.tuning.search import search
 from instructrec_jax.tuning.search_table import written
 from instructrec_jax.tuning.space import default_space, read_space

@@ -14,17 +14,20 @@ import sys
 from zoneinfo import ZoneInfo
 
 from instructrec_jax.answering.arguments import new_file, parse_options, watch_parser
+from instructrec_jax.runs.config import main_guard, read_first
+
+if __name__ == "__main__":  # before the imports below, which take a second or two
+    read_first(lambda args: parse_options(watch_parser(__doc__), args))
+
 from instructrec_jax.answering.classifier import Classifier
 from instructrec_jax.answering.records import Skipped, blocks, duration
 from instructrec_jax.answering.rolling import Band
 from instructrec_jax.answering.watch import Feed, read_values, watch
 from instructrec_jax.files import append_jsonl, write_text
-from instructrec_jax.runs.config import main_guard
 
 
 def main(args: list[str]) -> None:
     options = parse_options(watch_parser(__doc__), args)
-
     low, high = options.band
     band = Band(low, high, options.hysteresis, options.least)
     window, late = duration(options.window), duration(options.late)

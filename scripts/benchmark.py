@@ -26,7 +26,8 @@ from instructrec_jax.adapters.heads import build_head
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import build_backbone, load_backbone, load_head
 from instructrec_jax.backbones.writing import save_pretrained
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_sharding
+from instructrec_jax.distributed.mesh import make_mesh, parameter_sharding
+from instructrec_jax.distributed.mesh_config import MeshConfig
 from instructrec_jax.inference.decoding import Decoder
 from instructrec_jax.inference.generation_config import GenerationConfig, TokenRules
 from instructrec_jax.ranking.index import ItemIndex

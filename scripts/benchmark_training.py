@@ -69,10 +69,10 @@ class Work:
 def our_config(work: Work) -> Any:
     from instructrec_jax.backbones.backbone_config import BackboneConfig
     from instructrec_jax.data.data_config import DataConfig
-    from instructrec_jax.data.sources import SourceConfig
+    from instructrec_jax.data.source_config import SourceConfig
     from instructrec_jax.runs.config import Config
     from instructrec_jax.tasks import ClassificationConfig, LanguageModelConfig
-    from instructrec_jax.training.optimizer import OptimizerConfig
+    from instructrec_jax.training.training_config import OptimizerConfig
 
     labels = [f"label {number}" for number in range(LABELS)]
     task: Any = ClassificationConfig(labels=labels) if work.is_encoder else LanguageModelConfig(template="plain")
@@ -305,7 +305,8 @@ def flops(work: Work) -> float:
 
 def labeled(data: str, folder: str) -> str:
     """Writes a file of the instructions with labels by their number."""
-    from instructrec_jax.data.sources import SourceConfig, open_sources
+    from instructrec_jax.data.source_config import SourceConfig
+    from instructrec_jax.data.sources import open_sources
 
     source: Any = open_sources([SourceConfig(path=data)])
     path = Path(folder) / "labeled.jsonl"

@@ -28,7 +28,8 @@ from instructrec_jax.backbones import attention_kernels as kernels
 from instructrec_jax.backbones.attention import attention
 from instructrec_jax.backbones.reading import load_backbone, load_head
 from instructrec_jax.distributed.chips import peak_flops
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
+from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.distributed.mesh_config import MeshConfig
 from instructrec_jax.inference.decoding import Decoder
 from instructrec_jax.inference.generation_config import GenerationConfig, TokenRules
 from instructrec_jax.tasks.base import Model

@@ -95,7 +95,8 @@ def _packed(module: Any, sounds: Any, targets: Any, lengths: tuple[int, ...]) ->
 
 def compare_speech(model: Any, loaded: Any, head: Any, rng: np.random.Generator) -> bool:
     """Compares greedy generation for random spectrograms."""
-    from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
+    from instructrec_jax.distributed.mesh import make_mesh
+    from instructrec_jax.distributed.mesh_config import MeshConfig
 
     encoder, start = loaded.module.encoder, loaded.config.decoder_start_token_id
     sounds = rng.normal(size=(3, encoder.spec.frames, encoder.spec.mels)).astype(np.float32)

@@ -6,17 +6,15 @@ from typing import Any
 from helpers import examples
 from task_cases import drawn
 
-from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.fields import FieldsConfig
-from instructrec_jax.data.sources import SourceConfig
-from instructrec_jax.evaluation.evaluator import EvaluationConfig
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.evaluation.evaluation_config import EvaluationConfig
 from instructrec_jax.files import write_jsonl
 from instructrec_jax.runs.config import Config
-from instructrec_jax.training.checkpoint import CheckpointConfig
-from instructrec_jax.training.optimizer import OptimizerConfig
-from instructrec_jax.training.tracking import TrackingConfig
+from instructrec_jax.training.training_config import CheckpointConfig, OptimizerConfig, TrackingConfig
 
 
 def sources(folder: Path, fields: FieldsConfig) -> list[SourceConfig]:

@@ -12,13 +12,14 @@ import jax
 import numpy as np
 from tiny_pictures import png
 
-from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.batch import BatchTexts, lengths_of, split_tokens
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example, Message
 from instructrec_jax.data.loader import pack
-from instructrec_jax.distributed.mesh import MeshConfig, data_shards, make_mesh
+from instructrec_jax.distributed.mesh import data_shards, make_mesh
+from instructrec_jax.distributed.mesh_config import MeshConfig
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.runs import data as run_data
 from instructrec_jax.runs import model as models
@@ -53,8 +54,8 @@ from instructrec_jax.tasks import (
     TranscriptionConfig,
     TranslationConfig,
 )
-from instructrec_jax.tasks.multitask import SubtaskConfig
-from instructrec_jax.training.optimizer import OptimizerConfig
+from instructrec_jax.tasks.task_config import SubtaskConfig
+from instructrec_jax.training.training_config import OptimizerConfig
 
 SUBJECTS = "love war space crime music".split()
 MIXED = {"classification": 1.0, "token_classification": 0.5, "regression": 0.1}  # tasks of "multitask", weights

@@ -14,7 +14,8 @@ from helpers import SUBJECTS, examples, task_config
 from tiny_pictures import png
 from tiny_sounds import wav
 
-from instructrec_jax.adapters.lora import LoraConfig, is_lora
+from instructrec_jax.adapters.adapter_config import LoraConfig
+from instructrec_jax.adapters.lora import is_lora
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.batch import lay_out, lengths_of
 from instructrec_jax.data.data_config import DataConfig
@@ -22,15 +23,16 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.data.media.picture import Sound, picture
 from instructrec_jax.data.packing import fit
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
+from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.distributed.mesh_config import MeshConfig
 from instructrec_jax.files import read_json, write_json
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
-from instructrec_jax.tasks.base import TaskConfig
+from instructrec_jax.tasks.task_config import TaskConfig
 from instructrec_jax.training.distillation import Teachers
-from instructrec_jax.training.robust_training import RobustTrainingConfig
 from instructrec_jax.training.state import create_state, state_shardings
 from instructrec_jax.training.step import make_train_step
+from instructrec_jax.training.training_config import RobustTrainingConfig
 
 SEED, LENGTH, COUNT = 7, 128, 8
 IMAGES = ("vit", "dinov2", "clip", "siglip")

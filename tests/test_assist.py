@@ -24,7 +24,7 @@ from instructrec_jax.answering.desk import (
     tune_threshold,
 )
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.tasks import ClassificationConfig, TokenClassificationConfig
 from instructrec_jax.train import train

@@ -19,7 +19,7 @@ from instructrec_jax import train
 from instructrec_jax.augmentation.augmenter import METHODS, AugmentConfig
 from instructrec_jax.data.augmented import ExampleAugmenter
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.runs.config import Config, load, to_yaml
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.tasks.base import Encoded

@@ -22,10 +22,10 @@ from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.backbones.reading import load_backbone
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.fields import FieldsConfig
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.distributed.compilations import Compilations
 from instructrec_jax.distributed.mesh import make_mesh
-from instructrec_jax.evaluation.evaluator import EvaluationConfig
+from instructrec_jax.evaluation.evaluation_config import EvaluationConfig
 from instructrec_jax.files import read_jsonl
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import RunData
@@ -38,9 +38,7 @@ from instructrec_jax.service.app import make_app
 from instructrec_jax.service.models import open_service
 from instructrec_jax.service.settings import ModelConfig, ServeConfig
 from instructrec_jax.tasks import ContrastiveConfig
-from instructrec_jax.training.checkpoint import CheckpointConfig
-from instructrec_jax.training.optimizer import OptimizerConfig
-from instructrec_jax.training.tracking import TrackingConfig
+from instructrec_jax.training.training_config import CheckpointConfig, OptimizerConfig, TrackingConfig
 
 LABELS = list(COLORS)
 WORDS = dict(zip(LABELS, ("love", "war", "music"), strict=True))  # words that the tiny tokenizer knows

@@ -26,11 +26,8 @@ import pytest
 import instructrec_jax.train as training
 from instructrec_jax.__main__ import VERBS
 from instructrec_jax.answering import arguments
-from instructrec_jax.answering.preparing import IdsConfig
+from instructrec_jax.answering.prepare_arguments import FORMATS
 from instructrec_jax.parsing import parse_yaml
-from instructrec_jax.preparation.formats import SOURCES
-from instructrec_jax.preparation.own_files import FORMS
-from instructrec_jax.preparation.prepare_tags import TagsConfig
 from instructrec_jax.runs.config import Config, load, setting_names
 from instructrec_jax.runs.given import Given
 from instructrec_jax.service.settings import ServeConfig
@@ -110,7 +107,7 @@ def test_every_option_exists(page: Path) -> None:
 def options(verb: str, words: list[str]) -> set[str]:
     """Names that a verb takes after `--`."""
     if verb == "prepare":
-        return set(setting_names({**SOURCES, **FORMS, "tags": TagsConfig, "ids": IdsConfig}[words[0]]))
+        return set(setting_names(FORMATS[words[0]]))
     if verb == "serve":
         keys = (ROOT / "instructrec_jax" / "service" / "key_commands.py").read_text(encoding="utf-8")
         return {*setting_names(ServeConfig), "config_path", "help", *re.findall(r'"--(\w+)"', keys)}

@@ -29,8 +29,9 @@ from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.run import Run
 from instructrec_jax.runs.vectors import embedder
-from instructrec_jax.training.checkpoint import CheckpointConfig, Checkpoints
+from instructrec_jax.training.checkpoint import Checkpoints
 from instructrec_jax.training.progress import Progress
+from instructrec_jax.training.training_config import CheckpointConfig
 
 OPEN_WITH_ORBAX = """
 import sys

@@ -18,7 +18,7 @@ from instructrec_jax.answering.language_model import LanguageModel, answer_share
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.generate import main
 from instructrec_jax.inference.generation_config import GenerationConfig
@@ -26,7 +26,7 @@ from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.runs.config import Config, to_yaml
 from instructrec_jax.tasks import LanguageModelConfig
 from instructrec_jax.train import train
-from instructrec_jax.training.optimizer import OptimizerConfig
+from instructrec_jax.training.training_config import OptimizerConfig
 
 torch.set_num_threads(1)  # its threads would wait for each other on a busy machine
 

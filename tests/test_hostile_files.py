@@ -29,7 +29,8 @@ from instructrec_jax.answering.requests import Request, read_requests
 from instructrec_jax.data.example import BadExample
 from instructrec_jax.data.fields import FieldsConfig
 from instructrec_jax.data.rows import open_rows
-from instructrec_jax.data.sources import SourceConfig, open_sources
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.data.sources import open_sources
 from instructrec_jax.parsing import read_yaml
 from instructrec_jax.preparation import readers
 from instructrec_jax.preparation.readers import BadLines

@@ -20,16 +20,16 @@ from tiny_pictures import image_network, png
 from tiny_runs import changed, final_parameters, rows
 
 from instructrec_jax import evaluate, explain, predict, train
-from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.answering.ensembles import ensemble_of
 from instructrec_jax.answering.exporting import export
 from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.data_config import DataConfig
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.distributed.compilations import Compilations
 from instructrec_jax.distributed.mesh import make_mesh
-from instructrec_jax.evaluation.evaluator import EvaluationConfig
+from instructrec_jax.evaluation.evaluation_config import EvaluationConfig
 from instructrec_jax.evaluation.explained import Explanations
 from instructrec_jax.explanation import overview
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl
@@ -43,12 +43,9 @@ from instructrec_jax.runs.stored import flat
 from instructrec_jax.runs.summary import flops_and_peak
 from instructrec_jax.service.app import make_app
 from instructrec_jax.service.models import open_service
-from instructrec_jax.service.privacy import PrivacyConfig
-from instructrec_jax.service.settings import ModelConfig, ServeConfig
+from instructrec_jax.service.settings import ModelConfig, PrivacyConfig, ServeConfig
 from instructrec_jax.tasks import ClassificationConfig, QuestionAnsweringConfig
-from instructrec_jax.training.checkpoint import CheckpointConfig
-from instructrec_jax.training.optimizer import OptimizerConfig
-from instructrec_jax.training.tracking import TrackingConfig
+from instructrec_jax.training.training_config import CheckpointConfig, OptimizerConfig, TrackingConfig
 
 COLORS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220)}
 

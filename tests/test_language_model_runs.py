@@ -10,16 +10,16 @@ import torch
 import transformers
 from tiny_runs import changed, language_run
 
-from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.answering.comparison import Beside, evaluate
 from instructrec_jax.answering.exporting import export
 from instructrec_jax.answering.language_model import LanguageModel
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.files import read_json, write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.run import Run
-from instructrec_jax.tasks.generation.language_model import LanguageModelConfig
+from instructrec_jax.tasks.generation.writing_config import LanguageModelConfig
 from instructrec_jax.train import train
 
 PROMPTS = ["the bad film love", "a book 书 🙂", "very long new old dull bright film war"]

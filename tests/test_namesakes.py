@@ -10,6 +10,24 @@ TESTS = Path(__file__).parent
 ELSEWHERE = {
     "arrays": "adapters/test_dual_encoder.py",  # a name for a type
     "hf_types": "test_imports.py",  # names for types
+    **{
+        name: "test_imports.py"
+        for name in (
+            *(
+                "adapters/adapter_config",
+                "data/source_config",
+                "distributed/mesh_config",
+                "evaluation/evaluation_config",
+            ),
+            *("tasks/text/text_config", "tasks/generation/writing_config", "tasks/ranking/ranking_config"),
+            *(
+                "evaluation/evaluation_config",
+                "training/training_config",
+                "preparation/own_config",
+                "answering/prepare_arguments",
+            ),
+        )
+    },
     "adapters/mixture": "runs/test_ensemble.py",
     "adapters/vector_classifier": "tasks/text/test_setfit.py",
     "audit": "labeling/test_audit.py",

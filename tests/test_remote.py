@@ -12,7 +12,8 @@ import pytest
 from buckets import LOCAL, upload
 
 from instructrec_jax.data.rows import open_rows
-from instructrec_jax.data.sources import SourceConfig, open_sources
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.data.sources import open_sources
 from instructrec_jax.data.storage import Storage
 from instructrec_jax.remote import fetched, find_remote, is_url, local_file, plain, shown
 

@@ -9,9 +9,9 @@ from tiny_runs import changed, final_parameters, rows, tiny_run, write_examples
 
 from instructrec_jax import train
 from instructrec_jax.augmentation.augmenter import AugmentConfig
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.runs.config import Config
-from instructrec_jax.training.semi_supervised import SemiSupervisedConfig
+from instructrec_jax.training.training_config import SemiSupervisedConfig
 
 AUGMENT = AugmentConfig(delete=0.2, swap=0.3, copies=2)
 HOW = SemiSupervisedConfig("fixmatch", ratio=1.5, threshold=0.2, teacher_decay=0.9, align=True, ramp_up=4)

@@ -14,16 +14,14 @@ from instructrec_jax import predict, train
 from instructrec_jax.answering.exporting import export
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.data_config import DataConfig
-from instructrec_jax.data.sources import SourceConfig
-from instructrec_jax.evaluation.evaluator import EvaluationConfig
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.evaluation.evaluation_config import EvaluationConfig
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.metrics.speech import error_rates
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks import ClassificationConfig, TranscriptionConfig
-from instructrec_jax.training.checkpoint import CheckpointConfig
-from instructrec_jax.training.optimizer import OptimizerConfig
-from instructrec_jax.training.tracking import TrackingConfig
+from instructrec_jax.training.training_config import CheckpointConfig, OptimizerConfig, TrackingConfig
 
 WORDS = {"low": 300, "middle": 900, "high": 2700}  # Hz
 

@@ -17,8 +17,9 @@ from instructrec_jax import train
 from instructrec_jax.adapters.losses import squared_error
 from instructrec_jax.data.batch import BatchTexts, Text
 from instructrec_jax.data.loader import pack, to_devices
-from instructrec_jax.data.sources import SourceConfig
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.distributed.mesh import make_mesh, parameter_shardings
+from instructrec_jax.distributed.mesh_config import MeshConfig
 from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.files import read_json, read_jsonl, write_json, write_jsonl
 from instructrec_jax.runs import data as run_data
@@ -28,10 +29,10 @@ from instructrec_jax.tasks.base import Model, Task
 from instructrec_jax.tasks.targets import TextTargets
 from instructrec_jax.training.checkpoint import Checkpoints
 from instructrec_jax.training.interrupt import Interrupt
-from instructrec_jax.training.optimizer import OptimizerConfig, make_optimizer
-from instructrec_jax.training.profiling import ProfileConfig
+from instructrec_jax.training.optimizer import make_optimizer
 from instructrec_jax.training.state import create_state, state_shardings
 from instructrec_jax.training.step import make_train_step
+from instructrec_jax.training.training_config import OptimizerConfig, ProfileConfig
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:

@@ -26,7 +26,7 @@ from instructrec_jax.answering.desk import Desk
 from instructrec_jax.answering.ensembles import How, make_ensemble, open_ensemble
 from instructrec_jax.answering.uncertainty_report import calibrate, read_texts
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.distributed.compilations import Compilations
 from instructrec_jax.explanation.explain import Explainer
 from instructrec_jax.files import read_jsonl, write_json, write_jsonl

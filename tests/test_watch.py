@@ -23,7 +23,7 @@ from instructrec_jax.answering.records import Skipped
 from instructrec_jax.answering.rolling import Band
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.tasks import ClassificationConfig
 from instructrec_jax.tasks.averaging import Mixture

@@ -14,7 +14,8 @@ from flax import nnx
 from instructrec_jax.adapters.heads import build_head
 from instructrec_jax.backbones.reading import load_backbone, load_head
 from instructrec_jax.backbones.row_images import RowImages
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings
+from instructrec_jax.distributed.mesh import make_mesh, parameter_shardings
+from instructrec_jax.distributed.mesh_config import MeshConfig
 from instructrec_jax.inference.decoding import Answer, Decoder
 from instructrec_jax.inference.generation_config import GenerationConfig, TokenRules
 from instructrec_jax.tasks.base import Model

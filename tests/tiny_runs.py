@@ -19,19 +19,19 @@ from instructrec_jax.compression.measure import Speed
 from instructrec_jax.compression.quantization import Quantization
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.distributed.mesh import make_mesh
-from instructrec_jax.evaluation.evaluator import EvaluationConfig
+from instructrec_jax.evaluation.evaluation_config import EvaluationConfig
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config, to_dict, to_yaml
 from instructrec_jax.runs.run import Run
-from instructrec_jax.tasks.generation.language_model import LanguageModelConfig
-from instructrec_jax.training.checkpoint import CheckpointConfig, Checkpoints
-from instructrec_jax.training.optimizer import OptimizerConfig
+from instructrec_jax.tasks.generation.writing_config import LanguageModelConfig
+from instructrec_jax.training.checkpoint import Checkpoints
 from instructrec_jax.training.progress import Progress
 from instructrec_jax.training.state import split_params
-from instructrec_jax.training.tracking import TIMING_FIELDS, TrackingConfig
+from instructrec_jax.training.tracking import TIMING_FIELDS
+from instructrec_jax.training.training_config import CheckpointConfig, OptimizerConfig, TrackingConfig
 
 TOLERANCE = 1e-5  # sums over devices are added in another order; losses are about 2, parameters about 0.1
 ROUNDING = 2e-6  # relative, of larger numbers: a gradient norm of 18 has float32 steps of 2e-6

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.adapters.dual_encoder import RetrievalHead
 from instructrec_jax.adapters.heads import build_head
-from instructrec_jax.adapters.lora import LoraConfig
 from instructrec_jax.backbones.folder import PoolingSpec, Projection, declared_head
 from instructrec_jax.backbones.reading import LoadReport, load_head
 from instructrec_jax.backbones.sentence_vectors import read_projection

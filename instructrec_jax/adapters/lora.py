@@ -4,12 +4,13 @@ import functools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.adapters.quantized import Quantized, dense_kernel, dense_tables, linears, plain_kernel
 from instructrec_jax.backbones.family import Rule
 from instructrec_jax.backbones.folder import family_of
@@ -21,28 +22,6 @@ WEIGHTS = (".weight", ".kernel")  # ends of the names of kernels that are module
 LORA_SITE = 1 << 16  # first dropout site of LoRA inside a layer; the layer itself uses small numbers
 
 Values = jax.Array | jax.ShapeDtypeStruct
-
-
-@dataclass
-class LoraConfig:
-    """Low-rank updates of the backbone's linear layers (LoRA), trained instead of the backbone itself."""
-
-    rank: int = 0  # rank of the updates; 0: no LoRA, the backbone itself is trained
-    alpha: float = 16.0  # updates are scaled by alpha / rank
-    targets: list[str] = field(  # linear layers: all-linear, (ends of) HuggingFace's names, or regular expressions
-        default_factory=lambda: ["all-linear"]
-    )
-    dropout: float = 0.0  # dropout rate of the updates' inputs
-    rslora: bool = False  # scale by alpha / sqrt(rank) instead (Kalajdzievski, 2023)
-    adapter: str | None = None  # folder of a PEFT adapter to start from; sets rank, alpha and targets
-
-    @property
-    def on(self) -> bool:
-        return self.rank > 0 or self.adapter is not None
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 def check_lora(config: LoraConfig) -> None:

@@ -8,14 +8,14 @@ weights, biases of items. Options make it that network, BERT4Rec's, HSTU's or GR
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from instructrec_jax.adapters.next_item_layers import EPS, Activation, Kind, LayerSpec, Norm, new_layer
+from instructrec_jax.adapters.adapter_config import Activation, Kind, Norm, Positions
+from instructrec_jax.adapters.next_item_layers import EPS, LayerSpec, new_layer
 from instructrec_jax.backbones.decoder import run_layers
 from instructrec_jax.backbones.layers import (
     WHOLE_STACK,
@@ -29,7 +29,6 @@ from instructrec_jax.backbones.layers import (
 )
 from instructrec_jax.backbones.tables import dense_table
 
-Positions = Literal["learned", "relative", "both", "none"]
 MASK = -1  # in place of an item: the one that is to be predicted
 
 

@@ -4,20 +4,17 @@ All are called as the layers of a `Stack`: (x [rows, length, hidden_size], conte
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from instructrec_jax.adapters.adapter_config import Activation, Kind, Norm
 from instructrec_jax.backbones.attention import attention, pointwise_attention
 from instructrec_jax.backbones.decoder import Context
 from instructrec_jax.backbones.layers import DropoutKeys, LayerNorm, Linear, activation, dropout, normal
 
-Kind = Literal["transformer", "hstu", "gru"]
-Norm = Literal["pre", "post"]
-Activation = Literal["gelu", "relu", "swiglu"]
 EPS = 1e-6
 
 

@@ -15,7 +15,8 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from instructrec_jax.adapters.lora import LoraConfig, Place, lora_of, places, set_lora
+from instructrec_jax.adapters.adapter_config import LoraConfig
+from instructrec_jax.adapters.lora import Place, lora_of, places, set_lora
 from instructrec_jax.adapters.module_patterns import matches
 from instructrec_jax.adapters.quantized import dense_kernel
 from instructrec_jax.backbones.family import Head, Rule

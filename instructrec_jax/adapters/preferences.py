@@ -14,15 +14,14 @@ preferred answer and l the others:
            Model", equations 6 and 7
 """
 
-from typing import Literal, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 
+from instructrec_jax.adapters.adapter_config import PreferenceLoss
 from instructrec_jax.arrays import Array
 
-# Named, because --help shows a setting's comment only where its type is a plain name.
-PreferenceLoss = Literal["dpo", "ipo", "orpo"]
 LOSSES = get_args(PreferenceLoss)
 
 

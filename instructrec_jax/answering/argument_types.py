@@ -5,7 +5,6 @@ from pathlib import Path
 
 from instructrec_jax.data.media.picture import Picture, picture_of
 from instructrec_jax.remote import is_url, local_file
-from instructrec_jax.runs.bucket import local_run
 
 
 def input_file(text: str) -> Path:
@@ -29,6 +28,10 @@ def picture_file(text: str) -> Picture:
 
 def run_path(text: str) -> Path:
     """The type of an option that names a run: its folder, or the working copy of one in a bucket."""
+    if not is_url(text):
+        return Path(text)
+    from instructrec_jax.runs.bucket import local_run  # needs jax
+
     try:
         return local_run(text)
     except ValueError as error:

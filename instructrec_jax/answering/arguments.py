@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import re
 import typing
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,6 +21,7 @@ from instructrec_jax.answering.requests import Request
 from instructrec_jax.answering.uncertainty_arguments import add_sets, add_uncertainty
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.out_of_domain import SCORES
+from instructrec_jax.planning import ARCHITECTURES
 from instructrec_jax.runs.config import ConfigError, check_names, name_files
 from instructrec_jax.runs.help_text import fitted_help
 from instructrec_jax.runs.settings_tree import nearest
@@ -188,12 +188,8 @@ def compress_parser(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
-def plan_parser(doc: str, architectures: Sequence[str]) -> argparse.ArgumentParser:
-    """The options of plan.
-
-    Args:
-      architectures: names of `backbone.path` that need no folder.
-    """
+def plan_parser(doc: str) -> argparse.ArgumentParser:
+    architectures = sorted(file.stem for file in ARCHITECTURES.glob("*.json"))
     parser = verb_parser("plan", doc, f"{SETTINGS}\nArchitectures without a folder: {', '.join(architectures)}.")
     add = parser.add_argument
     add("--topology", required=True, help="chip type and topology: v5e:4x4, v5p:4x4x4; cpu:8")
@@ -471,4 +467,14 @@ def watch_parser(doc: str) -> argparse.ArgumentParser:
         default="error",
         help="skip: leave them out and count them (default: error)",
     )
+    return parser
+
+
+def report_parser(doc: str) -> argparse.ArgumentParser:
+    parser = verb_parser("report", doc)
+    add = parser.add_argument
+    add("run", type=run_path, help="run directory")
+    add("--card", action="store_true", help="write model_card.md instead of report.html")
+    power = "of --card: power of a device while training; energy = watts × devices × hours"
+    add("--watts", type=float, metavar="W", help=power)
     return parser

@@ -7,7 +7,8 @@ from typing import Any
 
 from instructrec_jax.data.data_config import Split
 from instructrec_jax.data.rows import find_files, open_files
-from instructrec_jax.data.sources import SourceConfig, peek
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.data.sources import peek
 from instructrec_jax.evaluation.report import GROUPS, KeptGroups, write_report
 from instructrec_jax.evaluation.tables import Evaluation
 from instructrec_jax.files import read_json, write_json

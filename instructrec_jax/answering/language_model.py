@@ -32,10 +32,10 @@ from instructrec_jax.runs.bucket import local_run
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.model import backbone_folder, compute_dtype
 from instructrec_jax.runs.run import Run, is_run, run_settings
-from instructrec_jax.tasks.base import TaskConfig
 from instructrec_jax.tasks.generation.language_model import LanguageModelTask
 from instructrec_jax.tasks.images import with_pictures
 from instructrec_jax.tasks.kinds import as_language_model
+from instructrec_jax.tasks.task_config import TaskConfig
 from instructrec_jax.training.state import Tree
 
 

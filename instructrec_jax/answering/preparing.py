@@ -5,12 +5,12 @@ They are opened when they are needed, since the other forms of `prepare` need no
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from instructrec_jax.backbones.folder import find_folder
 from instructrec_jax.backbones.wider_vocabulary import widen
 from instructrec_jax.files import write_json
+from instructrec_jax.preparation.own_config import IdsConfig
 from instructrec_jax.preparation.prepare_data import check_target, whole_or_nothing
 from instructrec_jax.preparation.wording.teacher import Teacher
 from instructrec_jax.ranking.catalogue import Catalogue
@@ -23,28 +23,6 @@ def open_teacher(path: str) -> Teacher:
 
     model = LanguageModel(path)
     return lambda prompts: [answer.text for answer in model.generate(prompts, progress=True)]
-
-
-@dataclass
-class IdsConfig:
-    """Name the items of a prepared folder by codes, and write a language model whose vocabulary has these."""
-
-    catalogue: str
-    """prepared folder with the items"""
-    encoder: str
-    """network or run whose vectors of the items' texts are divided: similar items share their first codes"""
-    network: str
-    """HuggingFace folder of a decoder or encoder–decoder, with or without weights"""
-    out: str
-    """folder to write: that network with the codes as tokens; backbone.path of a task.type generative"""
-    levels: int = 3
-    """levels of residual k-means; one more distinguishes items that these leave together"""
-    codes: int = 256
-    """codes of a level"""
-    seed: int = 0
-    """of k-means and of the new rows of the word embeddings"""
-    overwrite: bool = False
-    """replace `out` if it was written by this"""
 
 
 def prepare_ids(config: IdsConfig) -> dict[str, object]:

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 Direction = Literal["above", "below"]
+Weight = Literal["equal", "certainty"]
 EVIDENCE = 3  # records listed in an alert
 SWEEP = 10_000  # records between two removals of idle entities
 

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from instructrec_jax.metrics.calibration import WAYS
 from instructrec_jax.metrics.conformal import SET_KINDS
-from instructrec_jax.tasks.recalibration import WAYS
 
 
 def add_sets(parser: argparse.ArgumentParser, or_vectors: argparse._ActionsContainer | None = None) -> None:

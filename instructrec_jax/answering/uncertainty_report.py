@@ -17,6 +17,7 @@ from instructrec_jax.evaluation.doubts import DoubtTable, Uncertainty, format_do
 from instructrec_jax.evaluation.report import write_report
 from instructrec_jax.files import write_json
 from instructrec_jax.metrics.abstention import selective_metrics
+from instructrec_jax.metrics.calibration import Way
 from instructrec_jax.metrics.classification import guesses
 from instructrec_jax.metrics.conformal import SetKind, set_metrics
 from instructrec_jax.metrics.out_of_domain import OF_LOGITS, SCORES, domain_metrics
@@ -28,7 +29,7 @@ from instructrec_jax.runs.kept_calibration import FILE, KeptCalibration
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.averaging import Judged
 from instructrec_jax.tasks.base import Encoded, examples_of
-from instructrec_jax.tasks.recalibration import Way, fit_recalibration, quality
+from instructrec_jax.tasks.recalibration import fit_recalibration, quality
 from instructrec_jax.tasks.text.classification import ClassificationTask, MultilabelTask
 
 Domains = dict[str, dict[str, dict[str, list[float]]]]  # file -> score -> metric -> [value, low, high]

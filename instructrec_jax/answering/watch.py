@@ -5,19 +5,17 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
-from typing import Literal
 
 import numpy as np
 
 from instructrec_jax.answering.classifier import Classifier
 from instructrec_jax.answering.records import InOrder, Skipped, blocks, name_of, read_records, time_of, value_of
-from instructrec_jax.answering.rolling import Band, Opinion, Watch
+from instructrec_jax.answering.rolling import Band, Opinion, Watch, Weight
 from instructrec_jax.data.example import BadExample, suggest
 from instructrec_jax.metrics.uncertainty import entropy, mutual_information, probabilities
 from instructrec_jax.tasks.base import Encoded
 
 VALUES = {"positive": 1.0, "neutral": 0.0, "negative": -1.0}
-Weight = Literal["equal", "certainty"]
 
 
 @dataclass(frozen=True)

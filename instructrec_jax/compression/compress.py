@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from instructrec_jax.adapters.lora import LoraConfig, merge_lora
+from instructrec_jax.adapters.adapter_config import LoraConfig
+from instructrec_jax.adapters.lora import merge_lora
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.backbones.family import PAIR, TOKENIZER
 from instructrec_jax.backbones.folder import declared_head, read_config

@@ -5,7 +5,7 @@ from typing import Literal
 
 from instructrec_jax.data.hold_out import HoldOutConfig
 from instructrec_jax.data.skipped import OnBadExample
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.masking.masker import MaskConfig
 
 # Named, because --help shows a setting's comment only where its type is a plain name.

@@ -39,6 +39,14 @@ def answer(example: Example) -> str | None:
     return last.content if last and last.role == "assistant" else None
 
 
+def references(example: Example) -> list[str]:
+    """All acceptable answers, at least one."""
+    if isinstance(example.output, tuple):
+        return list(example.output)
+    said = answer(example)
+    return [] if said is None else [said]
+
+
 def as_text(output: Output) -> str:
     """The output as text: a number as Python writes it (3.5, 4), several labels or items joined by ", "."""
     return ", ".join(output) if isinstance(output, tuple) else str(output)

@@ -5,12 +5,11 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
-from instructrec_jax.augmentation.augmenter import AugmentConfig
 from instructrec_jax.data.column_names import is_usual
 from instructrec_jax.data.example import (
     BadExample,
@@ -30,13 +29,12 @@ from instructrec_jax.data.mixed_stream import IndexedStream, MixedStream
 from instructrec_jax.data.mixture import IndexableSource, Mixture, check_weights
 from instructrec_jax.data.rows import Rows, find_files, open_files, open_parallel, suffix_of
 from instructrec_jax.data.skipped import OnBadExample, SkippedRow
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.data.storage import Storage, digest_of
 from instructrec_jax.data.stream import StreamSource
 from instructrec_jax.data.unread import unread_note
 from instructrec_jax.data.usual_columns import usual_fields, usual_note
 from instructrec_jax.remote import local_file, shown
-
-Kind = Literal["file", "datasets", "tfds", "interactions"]
 
 
 class RowsOfFiles(Rows, Protocol):
@@ -52,26 +50,6 @@ class RowsOfFiles(Rows, Protocol):
 Kinds = Mapping[str, Callable[[str, str], RowsOfFiles]]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class SourceConfig:
-    """One source of examples."""
-
-    path: str = ""  # A data file, a folder, a pattern like data/*.jsonl, a URL of one, or the name of a data set.
-    kind: Kind = "file"  # file: jsonl, json, csv, tsv, parquet (.gz); datasets: HuggingFace's; interactions: prepared.
-    targets: str = ""  # file only: text file whose line n is the output for line n of path (train.en, train.zh).
-    name: str = ""  # Name of the source in reports; empty: its path.
-    subset: str | None = None  # datasets only: configuration of the data set, for example sst2 of glue.
-    split: str = "train"  # not of files: train, test, and of data sets train[:1000] ...
-    streaming: bool = False  # file and datasets: read rows in order while training, instead of preparing all first.
-    shuffle_block: int = 1000  # streaming only: shuffle within blocks of N rows; 1 keeps their order.
-    images: str = ""  # Folder where paths of pictures and sounds start and must stay; empty: that of the data file.
-    fields: FieldsConfig = field(default_factory=FieldsConfig)  # Columns of each field of an example.
-    task: str = ""  # Task name of all examples; empty: each record's own.
-    augment: AugmentConfig = field(default_factory=AugmentConfig)  # data.train and data.unlabeled only: changed copies.
-    weight: float | None = None  # Share in a mixture, relative to the others; null: by number of examples.
-    license: str = ""  # License of the source, for the model card; empty: that of README.md beside it, if stated.
 
 
 class RowSource(StoredExamples):

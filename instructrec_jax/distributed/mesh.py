@@ -3,15 +3,17 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeVar, Union
+from typing import TypeVar, Union
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from instructrec_jax.distributed.mesh_config import MeshConfig
 
 AXES = ("data", "fsdp", "context", "tensor")
 
@@ -31,22 +33,6 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 # The rules of the mesh for which a program is being traced, for network code, which has no mesh argument.
 _traced_rules: ContextVar[Mapping[str, tuple[str, ...]]] = ContextVar("traced_rules", default=RULES)
-
-# Named because --help shows a setting's comment only if its type is a plain name.
-Size = int | Literal["auto"] | None  # null means auto
-
-
-@dataclass
-class MeshConfig:
-    """Sizes of the device mesh's axes."""
-
-    data: Size = "auto"  # data parallelism: devices with whole parameters; auto (one axis only): remaining devices
-    fsdp: Size = 1  # data parallelism with parameters and optimizer state split over the devices
-    tensor: Size = 1  # tensor parallelism: devices over which each matrix product is split
-    context: Size = 1  # context parallelism: devices over which the length of rows is split
-    dcn_data: int = 1  # slices (or nodes) of additional data parallelism; the sizes above are those within a slice
-    dcn_fsdp: int = 1  # slices (or nodes) over which fsdp is split in addition
-    rules: dict[str, list[str]] = field(default_factory=dict)  # changes of the sharding rules, logical axis: mesh axes
 
 
 @dataclass(frozen=True)

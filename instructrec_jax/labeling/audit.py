@@ -23,7 +23,7 @@ from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.run import Run
 from instructrec_jax.runs.vectors import settings_of
-from instructrec_jax.tasks.text.classification import ClassificationConfig
+from instructrec_jax.tasks.text.text_config import ClassificationConfig
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from instructrec_jax.data.mixture import Mixture
 from instructrec_jax.data.prompts import render
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.evaluation.layout import aligned
 from instructrec_jax.files import write_json
 from instructrec_jax.labeling.simulate import Comparison, Curve, Plan, Texts, compare, learning_curve
@@ -16,7 +16,7 @@ from instructrec_jax.runs.config import Config, parse
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.run import Run, is_run, run_settings
 from instructrec_jax.runs.vectors import settings_of
-from instructrec_jax.tasks.text.classification import ClassificationConfig
+from instructrec_jax.tasks.text.text_config import ClassificationConfig
 
 
 @dataclass(frozen=True)

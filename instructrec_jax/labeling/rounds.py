@@ -10,7 +10,7 @@ import xxhash
 from instructrec_jax.answering.records import read_records
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import render
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.files import write_jsonl
 from instructrec_jax.labeling.questions import Asker, Questions
 from instructrec_jax.labeling.session import Session
@@ -18,7 +18,7 @@ from instructrec_jax.labeling.strategies import NEEDS, Beliefs, Strategy, select
 from instructrec_jax.metrics.uncertainty import probabilities
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.run import Run
-from instructrec_jax.tasks.text.classification import ClassificationConfig
+from instructrec_jax.tasks.text.text_config import ClassificationConfig
 
 DRAWS = 8  # of Monte Carlo dropout, for bald
 

@@ -19,11 +19,11 @@ from typing import Literal, cast, get_args
 import jax
 import numpy as np
 
-from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mixture import Mixture
 from instructrec_jax.data.prompts import render
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.distributed.host_memory import keep_freed_memory
 from instructrec_jax.files import read_json, write_json, write_jsonl
 from instructrec_jax.runs.config import DEFAULT, Config, parse, to_dict
@@ -32,9 +32,8 @@ from instructrec_jax.runs.run import Run, is_run, run_settings
 from instructrec_jax.runs.vectors import settings_of
 from instructrec_jax.tasks import SetFitConfig
 from instructrec_jax.tasks.logistic import logistic_regression
-from instructrec_jax.tasks.text.classification import ClassificationConfig
-from instructrec_jax.training.checkpoint import CheckpointConfig
-from instructrec_jax.training.tracking import TrackingConfig
+from instructrec_jax.tasks.text.text_config import ClassificationConfig
+from instructrec_jax.training.training_config import CheckpointConfig, TrackingConfig
 
 ArmName = Literal["logistic", "prototypes", "head", "lora", "full", "setfit"]
 ARMS: dict[ArmName, str] = {

@@ -1,7 +1,12 @@
 """Calibration: the confidence of predictions compared with their accuracy (Guo et al., 2017)."""
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import ArrayLike
+
+Way = Literal["temperature", "per_class"]  # to scale logits, see `tasks.recalibration`
+WAYS: tuple[Way, ...] = ("temperature", "per_class")
 
 
 def reliability(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> list[dict[str, float]]:

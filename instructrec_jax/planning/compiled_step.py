@@ -19,6 +19,7 @@ from instructrec_jax.data.batch import Array, Batch, Rows
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.distributed.mesh import DeviceMesh, batch_sharding, data_shards
 from instructrec_jax.hf_types import PretrainedConfig
+from instructrec_jax.planning import ARCHITECTURES
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import RunData, check_batch
 from instructrec_jax.runs.model import SplitModel, backbone_folder, open_task
@@ -29,8 +30,6 @@ from instructrec_jax.tasks.targets import TokenLabels
 from instructrec_jax.training.checkpoint import abstract
 from instructrec_jax.training.flops import Texts, has_output_table
 from instructrec_jax.training.state import TrainState
-
-ARCHITECTURES = Path(__file__).parent / "architectures"
 
 
 @dataclass(frozen=True)

@@ -2,29 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from instructrec_jax.data.example import BadExample, suggest
 from instructrec_jax.data.rows import find_files, open_files
 from instructrec_jax.files import write_jsonl
-from instructrec_jax.masking.masker import MaskConfig, Masker
-
-
-@dataclass
-class MaskFilesConfig(MaskConfig):
-    """Write the rows of data files as JSON lines, with placeholders in place of personal data."""
-
-    # secret, credentials (of URLs), iban, national_id, card, email, mac, ip, phone; [all]: each of them
-    kinds: list[str] = field(default_factory=lambda: ["all"])
-    files: list[str] = field(default_factory=list)
-    """data files: jsonl, json, csv, tsv or parquet, also .gz; given without --files"""
-    out: str = ""
-    """the .jsonl file to write; must not exist"""
-    columns: list[str] = field(default_factory=list)
-    """columns whose texts are masked, also those inside of lists and objects; empty: all"""
-    overwrite: bool = False
-    """replace `out`"""
+from instructrec_jax.masking.masker import Masker
+from instructrec_jax.preparation.own_config import MaskFilesConfig
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from numpy.typing import ArrayLike
 
-from instructrec_jax.distributed.mesh import (
-    DeviceMesh,
-    MeshConfig,
-    make_mesh,
-    parameter_sharding,
-    replicated,
-)
+from instructrec_jax.distributed.mesh import DeviceMesh, make_mesh, parameter_sharding, replicated
+from instructrec_jax.distributed.mesh_config import MeshConfig
 
 BLOCK = 16_384  # items scored at a time on a device
 QUERIES = 256  # queries scored at a time: scores take 4 x BLOCK x QUERIES bytes, 17 MB

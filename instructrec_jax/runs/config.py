@@ -8,40 +8,41 @@ import signal
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeGuard, TypeVar
+from typing import Literal, TypeGuard, TypeVar
 
 import draccus
 import yaml
 
 import instructrec_jax.tasks as tasks
-from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.data_config import DataConfig, Split
-from instructrec_jax.data.sources import SourceConfig
-from instructrec_jax.distributed import launch
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.distributed.host_memory import keep_freed_memory
-from instructrec_jax.distributed.mesh import MeshConfig
-from instructrec_jax.distributed.program_cache import keep_programs
-from instructrec_jax.evaluation.evaluator import EvaluationConfig
+from instructrec_jax.distributed.mesh_config import MeshConfig
+from instructrec_jax.evaluation.evaluation_config import EvaluationConfig
 from instructrec_jax.metrics.abstention import AbstainConfig
 from instructrec_jax.parsing import YamlDumper, parse_yaml, read_yaml
 from instructrec_jax.remote import is_url, local_file, with_urls
 from instructrec_jax.runs.settings_help import help_topic, settings_help
 from instructrec_jax.runs.settings_tree import completed, nearest, plain
-from instructrec_jax.runs.stored import InitLora
-from instructrec_jax.tasks.base import TaskConfig
-from instructrec_jax.training.checkpoint import CheckpointConfig
-from instructrec_jax.training.distillation import DistilConfig
-from instructrec_jax.training.optimizer import OptimizerConfig
-from instructrec_jax.training.profiling import ProfileConfig
-from instructrec_jax.training.robust_training import RobustTrainingConfig
-from instructrec_jax.training.semi_supervised import SemiSupervisedConfig
-from instructrec_jax.training.tracking import TrackingConfig
+from instructrec_jax.tasks.task_config import TaskConfig
+from instructrec_jax.training.training_config import (
+    CheckpointConfig,
+    DistilConfig,
+    OptimizerConfig,
+    ProfileConfig,
+    RobustTrainingConfig,
+    SemiSupervisedConfig,
+    TrackingConfig,
+)
 
 C = TypeVar("C")
+InitLora = Literal["merge", "keep"]  # named, because --help shows a setting's comment only beside a plain name
 DEFAULT = Path(__file__).parent / "default.yaml"  # the embedded film run: the settings without --config_path
 
 
@@ -356,28 +357,31 @@ def _end_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def main_guard(main: Callable[[list[str]], object], *, processes: bool = False, independent: bool = False) -> None:
-    """Runs a verb with the command line's arguments; an error that users can fix prints one paragraph, no traceback.
+# Set where a program may have several processes. One that ends before it joins them would keep the others waiting.
+SEVERAL = ("NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES")
+
+
+def read_first(read: Callable[[list[str]], object]) -> None:
+    """Answers `--help` and wrong arguments before a verb imports jax and what else it computes with.
+
+    A verb calls it between two blocks of imports, and `main` reads the same arguments again, which takes milliseconds.
+    Where there may be several processes, or there is a URL to fetch, only `main` reads them, unless help is asked for.
 
     Args:
-      processes: whether the verb can run in several processes; it then joins those that the environment names.
-      independent: whether the verb runs in several processes without joining them.
+      read: what `main` reads its arguments with.
     """
-    keep_freed_memory()
-    # print warnings without the source line that raised them
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    for handler in logging.getLogger().handlers:  # importing orbax makes one, which names level and module
-        if type(handler) is logging.StreamHandler:
-            handler.setFormatter(logging.Formatter("%(message)s"))
+    args = sys.argv[1:]
+    later = any(name in os.environ for name in SEVERAL) or any("://" in arg for arg in args)
+    if help_topic(args) is not None or not later:
+        with _shown_errors():
+            read(args)
+
+
+@contextmanager
+def _shown_errors() -> Iterator[None]:
+    """Ends the program with one paragraph and no traceback for an error that users can fix."""
     try:
-        if processes:
-            launch.initialize()
-        elif not independent:
-            launch.refuse_others(Path(sys.argv[0]).stem)
-        keep_programs()
-        with launch.guard():
-            main(sys.argv[1:])
-            sys.stdout.flush()
+        yield
     except BrokenPipeError:  # the reader of stdout has seen enough, as `head`
         _end_stdout()
         sys.exit(128 + signal.SIGPIPE)
@@ -388,3 +392,32 @@ def main_guard(main: Callable[[list[str]], object], *, processes: bool = False, 
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def main_guard(main: Callable[[list[str]], object], *, processes: bool = False, independent: bool = False) -> None:
+    """Runs a verb with the command line's arguments; an error that users can fix prints one paragraph, no traceback.
+
+    Args:
+      processes: whether the verb can run in several processes; it then joins those that the environment names.
+      independent: whether the verb runs in several processes without joining them.
+    """
+    # not above, because they need jax, which settings and --help do not
+    from instructrec_jax.distributed import launch
+    from instructrec_jax.distributed.program_cache import keep_programs
+
+    keep_freed_memory()
+    # print warnings without the source line that raised them
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    logging.basicConfig(format="%(message)s")  # importing orbax makes a handler where there is none, and
+    for handler in logging.getLogger().handlers:  # has perhaps made it, which names level and module
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(logging.Formatter("%(message)s"))
+    with _shown_errors():
+        if processes:
+            launch.initialize()
+        elif not independent:
+            launch.refuse_others(Path(sys.argv[0]).stem)
+        keep_programs()
+        with launch.guard():
+            main(sys.argv[1:])
+            sys.stdout.flush()

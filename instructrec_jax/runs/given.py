@@ -14,7 +14,7 @@ from instructrec_jax.data.example import BadExample, Example, show
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.listed import listed
 from instructrec_jax.data.rows import Rows
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.files import as_json, write_jsonl
 from instructrec_jax.remote import BUCKETS, is_url, run_folder
 from instructrec_jax.runs.config import Config

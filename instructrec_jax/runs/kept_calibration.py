@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from instructrec_jax.files import read_json
-from instructrec_jax.tasks.recalibration import Quality, Recalibration, Way
+from instructrec_jax.metrics.calibration import Way
+from instructrec_jax.tasks.recalibration import Quality, Recalibration
 
 FILE = "calibration.json"
 

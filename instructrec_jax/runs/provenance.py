@@ -6,7 +6,7 @@ from pathlib import Path
 
 from instructrec_jax.data.data_config import Sources
 from instructrec_jax.data.rows import find_files
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.evaluation.tables import Provenance, TrainedOn
 from instructrec_jax.parsing import parse_yaml
 from instructrec_jax.remote import is_url

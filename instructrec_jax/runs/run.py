@@ -26,7 +26,7 @@ from instructrec_jax.data.listed import check_type, listed
 from instructrec_jax.data.masked import ExampleMask
 from instructrec_jax.data.media.picture import Picture
 from instructrec_jax.data.media.picture_references import read_pictures
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.data.usual_columns import RecordMapper
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.mesh import DeviceMesh, fitting_mesh, make_mesh

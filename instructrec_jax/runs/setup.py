@@ -20,12 +20,13 @@ from instructrec_jax.runs.model import SplitModel, abstract_model, check_trainab
 from instructrec_jax.runs.teachers import beside_step, open_teachers
 from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.prediction import Predict
-from instructrec_jax.training.optimizer import OptimizerConfig, make_optimizer
+from instructrec_jax.training.optimizer import make_optimizer
 from instructrec_jax.training.parameters import learning_rate_factors, with_learning_rate
 from instructrec_jax.training.robust_training import check_robust_training
 from instructrec_jax.training.semi_supervised import with_memory
 from instructrec_jax.training.state import TrainState, Tree, create_state, state_shardings
 from instructrec_jax.training.step import make_train_step
+from instructrec_jax.training.training_config import OptimizerConfig
 
 Buffers = Mapping[str, np.ndarray | jax.Array | jax.ShapeDtypeStruct]
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]

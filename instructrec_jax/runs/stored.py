@@ -5,7 +5,7 @@ parameters of a compressed run, codes and scales included, for LoRA on top of it
 """
 
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import jax
 import numpy as np
@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from instructrec_jax.distributed.launch import place
+from instructrec_jax.runs.config import InitLora
 from instructrec_jax.training.state import Tree
 
 RECORD, PARAMETERS = "init_from.json", "parameters.safetensors"
-InitLora = Literal["merge", "keep"]
 
 
 class Origin(TypedDict):

@@ -36,8 +36,9 @@ from instructrec_jax.evaluation.predictor import Rows, make_predict, texts_of_ev
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.model import SplitModel, backbone_folder
 from instructrec_jax.tasks import ContrastiveConfig, LanguageModelConfig, RegressionConfig, TextToImageConfig
-from instructrec_jax.tasks.base import Task, TaskConfig, TaskContext
+from instructrec_jax.tasks.base import Task, TaskContext
 from instructrec_jax.tasks.prediction import Run
+from instructrec_jax.tasks.task_config import TaskConfig
 from instructrec_jax.tasks.text.contrastive import ContrastiveTask
 from instructrec_jax.tasks.texts import tokenize
 from instructrec_jax.training.state import Tree

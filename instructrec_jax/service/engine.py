@@ -26,26 +26,10 @@ from instructrec_jax.inference.text import AnswerText, TextStream
 from instructrec_jax.inference.writer import Writer
 from instructrec_jax.service.batching import QueueFull
 from instructrec_jax.service.prefixes import Prefixes, prefix_keys
+from instructrec_jax.service.settings import EngineSettings
 from instructrec_jax.service.stream import Piece, Stream, Top
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """Settings of the engine. The defaults suit a laptop; an accelerator has room for more slots."""
-
-    slots: int = 16  # answers at a time; an accelerator computes 64 in about the time of one
-    capacity: int | None = None  # tokens of prompt and answer together; None: the network's limit, at most 2,048
-    chunk: int = 128  # tokens of a prompt between two steps; more reads prompts faster and delays answers longer
-    prefix_bytes: int = 1 << 28  # memory for keys and values of known beginnings of prompts; 0: keep none
-    queue: int = 64  # requests that wait for a slot; more are refused
-
-    def __post_init__(self) -> None:
-        for name, least in (("slots", 1), ("capacity", 2), ("chunk", 1), ("prefix_bytes", 0), ("queue", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, but is {value}.")
 
 
 MOST_CAPACITY = 2048  # without a setting

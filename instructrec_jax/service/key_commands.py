@@ -3,9 +3,7 @@
 import argparse
 
 from instructrec_jax.answering.arguments import verb_parser
-from instructrec_jax.service.app import make_app
 from instructrec_jax.service.keys import add_key, read_keys, revoke_key, unknown_routes
-from instructrec_jax.service.models import Service
 from instructrec_jax.service.settings import ServeConfig
 
 DOC = """Add, list and revoke the keys of the service: `python -m instructrec_jax.serve keys add NAME --keys FILE`.
@@ -19,7 +17,7 @@ DOC = """Add, list and revoke the keys of the service: `python -m instructrec_ja
 
 
 def main(args: list[str]) -> None:
-    options = _options(args)
+    options = read(args)
     if options.command == "list":
         print(_table(options.keys))
     elif options.name is None:
@@ -34,7 +32,7 @@ def main(args: list[str]) -> None:
         print(add_key(options.keys, options.name, **which, **limits))
 
 
-def _options(args: list[str]) -> argparse.Namespace:
+def read(args: list[str]) -> argparse.Namespace:
     parser = verb_parser("serve keys", DOC)
     add = parser.add_argument
     add("command", choices=("add", "list", "revoke"), help="what to do")
@@ -53,6 +51,9 @@ def _names(text: str) -> list[str]:
 
 
 def _check_routes(patterns: list[str]) -> None:
+    from instructrec_jax.service.app import make_app  # needs jax
+    from instructrec_jax.service.models import Service
+
     paths = list(make_app(Service(ServeConfig(), {})).openapi()["paths"])
     if unknown := unknown_routes(patterns, paths):
         raise ValueError(f"no route fits {unknown[0]!r}; the routes are: {', '.join(sorted(paths))}.")

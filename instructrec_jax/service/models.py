@@ -35,8 +35,9 @@ from instructrec_jax.tasks.generation.text_to_image import TextToImageTask
 from instructrec_jax.tasks.kinds import as_language_model, as_ranking
 from instructrec_jax.tasks.ranking.reranker import RerankerTask
 from instructrec_jax.tasks.ranking.retrieval import RetrievalTask
-from instructrec_jax.tasks.text.choice import ChoiceConfig, ChoiceTask
+from instructrec_jax.tasks.text.choice import ChoiceTask
 from instructrec_jax.tasks.text.similarity import SimilarityTask
+from instructrec_jax.tasks.text.text_config import ChoiceConfig
 
 Ability = Literal["embed", "rerank", "classify", "recommend", "assist", "watch", "draw", "chat", "complete"]
 ROUTES: dict[Ability, str] = {

@@ -8,24 +8,14 @@ from functools import partial
 from typing import TypeVar, cast
 
 from instructrec_jax.data.media.picture_references import inline_media
-from instructrec_jax.masking.masker import MaskConfig, Masker, Session, Tagger
+from instructrec_jax.masking.masker import Masker, Session, Tagger
 from instructrec_jax.masking.spans import Span
 from instructrec_jax.runs.run import Run
+from instructrec_jax.service.settings import PrivacyConfig
 from instructrec_jax.service.stream import Piece
 from instructrec_jax.tasks.answers import TagsAnswer, Word
 
 Value = TypeVar("Value")
-
-
-@dataclass
-class PrivacyConfig(MaskConfig):
-    """Personal data that the models, logs and traces never see."""
-
-    restore: bool = True  # put the values back in place of their placeholders in the answer
-    names: str = ""  # token_classification run (BIO labels) whose spans are masked too: names, places ...
-
-    def __bool__(self) -> bool:
-        return super().__bool__() or bool(self.names)
 
 
 class Privacy:

@@ -9,16 +9,14 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import replace
-from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
 from instructrec_jax.distributed.program_cache import keep_programs
-from instructrec_jax.runs.config import DEFAULT, load, parse
+from instructrec_jax.runs.config import DEFAULT, load
 from instructrec_jax.runs.directory import is_finished
 from instructrec_jax.service.app import make_app
 from instructrec_jax.service.connections import protocol
@@ -29,13 +27,6 @@ from instructrec_jax.service.models import ROUTES, Service, open_service
 from instructrec_jax.service.settings import ModelConfig, ServeConfig
 
 logger = logging.getLogger(__name__)
-
-
-def read_settings(args: Sequence[str]) -> ServeConfig:
-    """The settings of `RUN... --config_path serve.yaml --port 8000 ...`; the RUNs come before the file's models."""
-    paths = list(takewhile(lambda arg: not arg.startswith("-"), args))
-    config = parse(ServeConfig, list(args[len(paths) :]), default=None)
-    return replace(config, models=[*map(ModelConfig, paths), *config.models])
 
 
 def with_films(config: ServeConfig) -> ServeConfig:

@@ -1,11 +1,41 @@
 """The settings of the service: the tree of serve.yaml."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
-from instructrec_jax.answering.watch import Weight
-from instructrec_jax.service.engine import EngineSettings
+from instructrec_jax.answering.rolling import Weight
+from instructrec_jax.masking.masker import MaskConfig
+from instructrec_jax.runs.config import parse
 from instructrec_jax.service.monitoring_settings import MonitoringConfig
-from instructrec_jax.service.privacy import PrivacyConfig
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Settings of the engine. The defaults suit a laptop; an accelerator has room for more slots."""
+
+    slots: int = 16  # answers at a time; an accelerator computes 64 in about the time of one
+    capacity: int | None = None  # tokens of prompt and answer together; None: the network's limit, at most 2,048
+    chunk: int = 128  # tokens of a prompt between two steps; more reads prompts faster and delays answers longer
+    prefix_bytes: int = 1 << 28  # memory for keys and values of known beginnings of prompts; 0: keep none
+    queue: int = 64  # requests that wait for a slot; more are refused
+
+    def __post_init__(self) -> None:
+        for name, least in (("slots", 1), ("capacity", 2), ("chunk", 1), ("prefix_bytes", 0), ("queue", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, but is {value}.")
+
+
+@dataclass
+class PrivacyConfig(MaskConfig):
+    """Personal data that the models, logs and traces never see."""
+
+    restore: bool = True  # put the values back in place of their placeholders in the answer
+    names: str = ""  # token_classification run (BIO labels) whose spans are masked too: names, places ...
+
+    def __bool__(self) -> bool:
+        return super().__bool__() or bool(self.names)
 
 
 @dataclass(frozen=True)
@@ -77,3 +107,10 @@ class ServeConfig:
     log: str = ""  # file of the log, JSON lines; "": stderr
     drain_seconds: float = 30.0  # after SIGTERM, time for running requests to end
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
+
+
+def read_settings(args: Sequence[str]) -> ServeConfig:
+    """The settings of `RUN... --config_path serve.yaml --port 8000 ...`; the RUNs come before the file's models."""
+    paths = list(takewhile(lambda arg: not arg.startswith("-"), args))
+    config = parse(ServeConfig, list(args[len(paths) :]), default=None)
+    return replace(config, models=[*map(ModelConfig, paths), *config.models])

@@ -2,15 +2,14 @@
 
     encode (host) · gather (host) · loss, predict (device) · score (host) · optional refresh
 
-A task is one file with a config (a choice of `TaskConfig`) and a subclass of `Task`.
+A task is a config, a choice of `task_config.TaskConfig`, and a file with the subclass of `Task` that it names.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
-import draccus
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +18,6 @@ from typing_extensions import TypeVar  # with defaults, which typing has from Py
 
 from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.soft_targets import SoftOutputs
-from instructrec_jax.augmentation.augmenter import ALL_METHODS
 from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts
 from instructrec_jax.data.example import Example
@@ -33,74 +31,8 @@ from instructrec_jax.tasks.encoded import Encoded
 from instructrec_jax.tasks.objective import Choice, Objective
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.scores import Scores
-from instructrec_jax.tasks.search_space import SearchSpace
 
 T = TypeVar("T")
-
-
-class TaskConfig(draccus.ChoiceRegistry):
-    """The task to train."""
-
-    def build(self, context: "TaskContext") -> "Task":
-        raise TypeError(f"{type(self).__name__} is not a task: set --task.type.")
-
-    @property
-    def complete(self) -> bool:
-        """Whether all settings are set; else `learn` takes the missing ones from the training examples."""
-        return True
-
-    def learn(self, examples: Sequence[Example]) -> "TaskConfig":
-        """The config with its missing settings (labels, say) taken from the training examples."""
-        return self
-
-    @property
-    def name(self) -> str:
-        """The value of `--task.type`."""
-        return self.get_choice_name(type(self))
-
-    @property
-    def label_names(self) -> list[str] | None:
-        """The labels to choose from (empty: those of the training examples); None for a task without labels."""
-        return None
-
-    @property
-    def search_space(self) -> SearchSpace:
-        """What `tune` searches beside the learning rate and the weight decay, or in their place."""
-        return {}
-
-    answers_are_numbers: ClassVar[bool] = False  # whether the task learns from numbers
-
-    def reads_numbers(self, task: str) -> bool:
-        """Whether the targets of examples of this task name are numbers (the name matters to `multitask` only)."""
-        return self.answers_are_numbers
-
-    ranks_catalogue: ClassVar[bool] = False  # whether the task ranks the items of a catalogue
-    answers_are_text: ClassVar[bool] = False  # whether a language model writes the answers, as text
-    reads_images: ClassVar[bool] = False  # whether the task can read images or sounds, with a network of these alone
-    draws_images: ClassVar[bool] = False  # whether it draws the images that it reads, with an image tokenizer
-    draws_texts: ClassVar[bool] = False  # whether it draws what a text says
-    compares_images: ClassVar[bool] = False  # whether the task needs an image network and a text network (CLIP)
-    reads_sounds: ClassVar[bool] = False  # whether the task writes what it hears, with an encoder–decoder that hears
-    asks_about_images: ClassVar[bool] = False  # whether it reads images between words, with a decoder that does
-    targets_are_places: ClassVar[bool] = False  # whether targets are places in the texts, which data.mask would move
-
-    def text_fields(self, task: str) -> tuple[str, ...]:
-        """Which of output and candidates are texts (not labels, ids or numbers) in examples of this task name.
-
-        The name matters to `multitask` only.
-        """
-        return ("output",) if self.answers_are_text else ()
-
-    augmented_by: ClassVar[tuple[str, ...]] = ALL_METHODS  # methods of augmentation that leave its targets true
-    tags_words: ClassVar[bool] = False  # whether an output is one tag per word, which go with the words
-
-    def augmentations(self, task: str) -> tuple[str, ...]:
-        """`augmented_by` of examples of this task name, which matters to `multitask` only."""
-        return self.augmented_by
-
-    def has_tags(self, task: str) -> bool:
-        """`tags_words` of examples of this task name, which matters to `multitask` only."""
-        return self.tags_words
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Multitask learning: a head per subtask on one backbone, which reads each text once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -13,95 +13,12 @@ from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.data.batch import Along, Array, Batch, BatchTexts, PerText, Rows, Text, lengths_of, map_arrays
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.tasks.answers import Answer, Shown
-from instructrec_jax.tasks.base import (
-    Encoded,
-    HeadView,
-    LossInputs,
-    Model,
-    Network,
-    Task,
-    TaskConfig,
-    TaskContext,
-    pieces,
-)
+from instructrec_jax.tasks.base import Encoded, HeadView, LossInputs, Model, Network, Task, TaskContext, pieces
 from instructrec_jax.tasks.encoded_store import of_task
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.scores import Scores
-
-
-@dataclass
-class SubtaskConfig:
-    """A subtask."""
-
-    name: str = ""  # value of `task` of its examples (set by their source or their record)
-    task: TaskConfig = field(default_factory=TaskConfig)
-    weight: float = 1.0  # weight of its targets in the loss
-
-
-@TaskConfig.register_subclass("multitask")
-@dataclass
-class MultitaskConfig(TaskConfig):
-    """Train several tasks at once; an example belongs to the task that its field `task` names."""
-
-    tasks: list[SubtaskConfig] = field(default_factory=list)  # for each: name, task (type and settings), weight
-
-    def build(self, context: TaskContext) -> "MultitaskTask":
-        return MultitaskTask(self, context)
-
-    @property
-    def complete(self) -> bool:
-        return all(subtask.task.complete for subtask in self.tasks)
-
-    def reads_numbers(self, task: str) -> bool:
-        return any(subtask.task.reads_numbers(task) for subtask in self.tasks if subtask.name == task)
-
-    @property
-    def targets_are_places(self) -> bool:  # type: ignore[override]
-        return any(subtask.task.targets_are_places for subtask in self.tasks)
-
-    @property
-    def compares_images(self) -> bool:  # type: ignore[override]
-        return any(subtask.task.compares_images for subtask in self.tasks)
-
-    @property
-    def draws_images(self) -> bool:  # type: ignore[override]
-        return any(subtask.task.draws_images for subtask in self.tasks)
-
-    @property
-    def draws_texts(self) -> bool:  # type: ignore[override]
-        return any(subtask.task.draws_texts for subtask in self.tasks)
-
-    @property
-    def asks_about_images(self) -> bool:  # type: ignore[override]
-        return all(subtask.task.asks_about_images for subtask in self.tasks)
-
-    @property
-    def reads_images(self) -> bool:  # type: ignore[override]
-        return all(subtask.task.reads_images for subtask in self.tasks)
-
-    @property
-    def reads_sounds(self) -> bool:  # type: ignore[override]
-        return all(subtask.task.reads_sounds for subtask in self.tasks)
-
-    def text_fields(self, task: str) -> tuple[str, ...]:
-        return tuple(name for each in self.tasks if each.name == task for name in each.task.text_fields(task))
-
-    def augmentations(self, task: str) -> tuple[str, ...]:
-        return next((each.task.augmentations(task) for each in self.tasks if each.name == task), ())
-
-    def has_tags(self, task: str) -> bool:
-        return any(each.name == task and each.task.has_tags(task) for each in self.tasks)
-
-    def learn(self, examples: Sequence[Example]) -> "MultitaskConfig":
-        def learned(subtask: SubtaskConfig) -> SubtaskConfig:
-            if subtask.task.complete:
-                return subtask
-            own = [number for number, example in enumerate(examples) if example.task == subtask.name]
-            return replace(subtask, task=subtask.task.learn(Mapped(examples.__getitem__, own)))
-
-        return replace(self, tasks=[learned(subtask) for subtask in self.tasks])
+from instructrec_jax.tasks.task_config import MultitaskConfig
 
 
 @jax.tree_util.register_dataclass

@@ -9,18 +9,16 @@ behind a run's `Predict`, so every verb computes with it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import scipy
 
 from instructrec_jax.data.batch import Text
-from instructrec_jax.metrics.calibration import expected_calibration_error
+from instructrec_jax.metrics.calibration import Way, expected_calibration_error
 from instructrec_jax.tasks.averaging import TEMPERATURES, Judged, OutputKind, fit_temperature, log_loss
 from instructrec_jax.tasks.prediction import Predict
 
-Way = Literal["temperature", "per_class"]
-WAYS: tuple[Way, ...] = ("temperature", "per_class")
 FOLDS = 5  # by which the strength of the pull is chosen; also the fewest cases of a label
 PULLS = 0.1, 1.0, 10.0, 100.0, 1000.0  # of scales and biases towards the temperature, in cases
 SCALES = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +12,6 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import render
 from instructrec_jax.tasks.base import TaskContext
 from instructrec_jax.tasks.objective import Reading
-
-# Named, because --help shows a setting's comment only where its type is a plain name.
-SentencePairs = Literal["auto", "joined"]
 
 
 def with_default_prompt(context: TaskContext) -> TaskContext:

@@ -17,19 +17,11 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from instructrec_jax.distributed.launch import is_loss_of_another
 from instructrec_jax.files import read_json, write_json
 from instructrec_jax.training.progress import Progress
+from instructrec_jax.training.training_config import CheckpointConfig
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 CHECKSUMS = "checksums.json"  # in the folder `state`: file -> xxh3 of its bytes
-
-
-@dataclass
-class CheckpointConfig:
-    """When to save checkpoints, and which to keep."""
-
-    every: int = 100  # steps between checkpoints; the last step is always saved
-    keep_last: int = 2  # number of newest checkpoints to keep
-    keep_best: int = 1  # number of checkpoints with the best evaluation metric to keep
 
 
 class Exchange(Protocol):

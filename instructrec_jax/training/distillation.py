@@ -1,7 +1,7 @@
 """Distillation: the loss of a student that learns from frozen teachers, within the one training step."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypedDict
 
 import jax
@@ -13,18 +13,7 @@ from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, Rows
 from instructrec_jax.tasks.base import LossInputs, Model, Network, Task
 from instructrec_jax.training.state import Tree
-
-
-@dataclass
-class DistilConfig:
-    """Learning from tuned runs: their outputs in place of, or beside, the targets (Hinton et al., 2015)."""
-
-    # run directories of the same task, labels and tokenizer; the student learns the mean of their probabilities (of
-    # their numbers), so several teachers make one network of an ensemble. []: no distillation
-    teachers: list[str] = field(default_factory=list)
-    temperature: float = 2.0  # divides the logits of student and teachers; above 1: more of what unlikely classes say
-    weight: float = 0.5  # share of this loss; 1 - weight is that of the task's own loss. 1: targets have no effect
-    hidden: float = 0.0  # factor of the mean squared distance of last hidden states; needs networks of equal width
+from instructrec_jax.training.training_config import DistilConfig
 
 
 class Arrays(TypedDict):

@@ -3,50 +3,15 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-Schedule = Literal["cosine", "linear", "constant", "wsd"]
-Moments = Literal["float32", "bfloat16"]
+from instructrec_jax.training.training_config import NO_DECAY, OptimizerConfig
 
-# Biases (also the relative position biases of T5 and MPNet) and norms, as in HuggingFace's Trainer, and temperatures.
-# Unlike there, LoRA matrices too: decay would shrink A and B separately, which does not decay the weights W + A B.
-# QLoRA's script (Dettmers et al., 2023) does the same.
-NO_DECAY = ("bias", "norm", "scale$", "temperature$", "/lora/")
 DEFAULT_RATES = {"pretrained": 5e-5, "lora": 2e-4, "new": 1e-3}
-
-
-@dataclass
-class OptimizerConfig:
-    """AdamW and its learning-rate schedule."""
-
-    learning_rate: float | None = None  # peak learning rate; null: 5e-5, with LoRA 2e-4, for new parameters only 1e-3
-    head_learning_rate: float | None = None  # peak learning rate of the head; null: the same
-    layer_decay: float = 1.0  # learning rate of a layer / that of the layer above; 1: no layer-wise decay
-    weight_decay: float = 0.01  # decoupled: each step subtracts learning_rate * weight_decay * parameter
-    decay_exclude: list[str] = field(  # regular expressions of parameter paths without weight decay
-        default_factory=lambda: list(NO_DECAY)
-    )
-    beta1: float = 0.9  # decay of the running mean of gradients
-    beta2: float = 0.999  # decay of the running mean of squared gradients
-    epsilon: float = 1e-8  # added to the root of the mean of squared gradients
-    moments: Moments = "float32"  # dtype of the running means; bfloat16 halves their memory
-    clip_norm: float | None = 1.0  # maximum global norm of the gradients; null: no clipping
-    # learning-rate schedule after warm-up. wsd (warmup-stable-decay): constant, then linear decay in the last steps; a
-    # run can be prolonged before the decay begins, since its steps until then do not depend on the number of steps
-    schedule: Schedule = "cosine"
-    decay: float = 0.2  # wsd: share of all steps in which the learning rate falls
-    warmup: float = 0.1  # warm-up steps as a fraction of all steps
-    final_ratio: float = 0.0  # final learning rate / peak learning rate
-    # weights of linear layers that are zero at the start stay zero; true in a run of `compress --sparsity`, and in one
-    # with init_from such a run
-    keep_zeros: bool = False
-    max_nonfinite: int = 5  # stop after N updates in a row with NaN or infinity
 
 
 def path_name(path: Sequence[object]) -> str:

@@ -10,7 +10,8 @@ from flax import nnx
 from instructrec_jax.adapters.heads import head_kind
 from instructrec_jax.adapters.lora import is_lora
 from instructrec_jax.backbones.layers import Stack
-from instructrec_jax.training.optimizer import DEFAULT_RATES, OptimizerConfig
+from instructrec_jax.training.optimizer import DEFAULT_RATES
+from instructrec_jax.training.training_config import OptimizerConfig
 
 
 def frozen_parameters(

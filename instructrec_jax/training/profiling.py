@@ -1,7 +1,6 @@
 """Traces of training steps for TensorBoard (profile plugin) or Perfetto."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -9,13 +8,7 @@ from typing import Self
 import jax
 
 from instructrec_jax.distributed.launch import say
-
-
-@dataclass
-class ProfileConfig:
-    """Which steps to trace."""
-
-    steps: str | None = None  # steps to trace into RUN/profile, such as 10..13; null: none
+from instructrec_jax.training.training_config import ProfileConfig
 
 
 def traced_steps(config: ProfileConfig, last_step: int | None = None) -> range:

@@ -6,8 +6,8 @@ packed row, so a text's noise does not depend on its neighbors.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,31 +19,12 @@ from instructrec_jax.data.batch import Batch
 from instructrec_jax.tasks.base import LossInputs, Model, Task
 from instructrec_jax.training.distillation import Loss, Remembered
 from instructrec_jax.training.method_settings import check_ranges, is_chosen
+from instructrec_jax.training.training_config import RobustTrainingConfig
 
-# Named, because --help shows a setting's comment only where its type is a plain name.
-MethodName = Literal["none", "r_drop", "noise", "freelb"]
-Distribution = Literal["uniform", "gaussian"]
 # arbitrary: sites that no backbone, head or LoRA has
 SECOND_SITE, NOISE_SITE = 1 << 22, 1 << 23
 NOISE: dict[str, float] = {"r_drop": 0.0, "noise": 5.0, "freelb": 0.1}  # of the papers
 Sums = TypeVar("Sums")
-
-
-@dataclass
-class RobustTrainingConfig:
-    """Training that noise in texts moves less. Try data.train[].augment first, which goes with all of this."""
-
-    # r_drop: two dropout draws of a batch, which also learn to agree; noise: random noise on word embeddings; freelb:
-    # noise on word embeddings that raises the loss
-    method: MethodName = "none"
-    weight: float = 1.0  # r_drop: factor of the symmetric KL divergence of both draws (numbers: squared difference)
-    # size of the random noise of a text, uniform in ± noise / sqrt(tokens · features); null: noise 5, freelb 0.1 (where
-    # it starts), r_drop 0
-    noise: float | None = None
-    distribution: Distribution = "uniform"  # gaussian: of the same standard deviation
-    ascent_steps: int = 2  # freelb: gradients of the loss that are averaged, each at noise that the one before chose
-    step_size: float = 0.1  # freelb: norm of the change of a text's noise after each of them
-    max_norm: float | None = None  # freelb: largest norm of a text's noise; null: none
 
 
 SETTINGS_OF: dict[str, tuple[str, ...]] = {

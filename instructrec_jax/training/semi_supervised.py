@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,28 +21,9 @@ from instructrec_jax.data.batch import Batch
 from instructrec_jax.tasks.base import LossInputs, Model, Task
 from instructrec_jax.training.method_settings import check_ranges, is_chosen
 from instructrec_jax.training.state import TrainState, Tree, empty_window
+from instructrec_jax.training.training_config import SemiSupervisedConfig
 
-# Named, because --help shows a setting's comment only where its type is a plain name.
-MethodName = Literal["none", "self_training", "fixmatch", "uda", "pi_model"]
 SUMS = ("unlabeled_loss", "unlabeled", "pseudo_used", "pseudo_known", "pseudo_right", "pseudo_threshold")
-
-
-@dataclass
-class SemiSupervisedConfig:
-    """Learning from the examples of data.unlabeled: what the network says of one view, it learns for another."""
-
-    # self_training: its label, as it is; fixmatch: its label, where it is confident; uda: its sharpened probabilities,
-    # where it is confident; pi_model: its probabilities, by squared error, both views with dropout
-    method: MethodName = "none"
-    ratio: float = 4.0  # unlabeled examples for each labeled one of a batch
-    weight: float = 1.0  # factor of this loss, a mean over the unlabeled examples of a batch
-    ramp_up: int = 0  # steps over which that factor rises, as exp(-5 (1 - step / ramp_up)²)
-    threshold: float | None = None  # least probability of a class; null: fixmatch 0.95, uda 0.8, self_training 0
-    per_class_thresholds: bool = False  # thresholds by class that follow the network's confidence (FreeMatch)
-    align: bool = False  # correct probabilities so that classes are as frequent as in the labeled examples
-    momentum: float = 0.99  # of the running averages of per_class_thresholds and align
-    temperature: float = 0.4  # uda: sharpens probabilities, p^(1/temperature)
-    teacher_decay: float = 0.0  # the weak view is read with an exponential average of the parameters; 0: with them
 
 
 SETTINGS_OF: dict[str, tuple[Method, ...]] = {

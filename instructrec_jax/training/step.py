@@ -20,11 +20,10 @@ from instructrec_jax.data.batch import Batch, Rows
 from instructrec_jax.distributed.mesh import DeviceMesh, replicated
 from instructrec_jax.tasks.base import LossInputs, Model, Task, microbatches
 from instructrec_jax.training.distillation import Arrays, Loss, Teachers, distilled
-from instructrec_jax.training.robust_training import RobustTrainingConfig, climbed, random_noise, robust_loss
+from instructrec_jax.training.robust_training import climbed, random_noise, robust_loss
 from instructrec_jax.training.semi_supervised import (
     Noted,
     RememberingState,
-    SemiSupervisedConfig,
     Unlabeled,
     factor_of,
     nothing_noted,
@@ -32,6 +31,7 @@ from instructrec_jax.training.semi_supervised import (
     unlabeled_loss,
 )
 from instructrec_jax.training.state import TrainState, Tree, merge_params
+from instructrec_jax.training.training_config import RobustTrainingConfig, SemiSupervisedConfig
 
 Sums = tuple[jax.Array, jax.Array, Noted, Tree]
 # (trained parameters, noise on word embeddings, batch, micro-batches) -> (Σ w ℓ, (Σ w, what is noted))

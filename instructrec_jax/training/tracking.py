@@ -7,7 +7,6 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, NoReturn, Self, TypedDict
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from instructrec_jax.extras import require
 from instructrec_jax.files import append_jsonl, check_type, read_jsonl, write_jsonl, write_text
+from instructrec_jax.training.training_config import TrackingConfig
 
 if TYPE_CHECKING:
     import tensorboardX
@@ -29,15 +29,6 @@ TIMING_FIELDS = (
     *("step_shapes", "compilations"),
 )
 """The fields of metrics.jsonl that may differ between two runs with the same settings."""
-
-
-@dataclass
-class TrackingConfig:
-    """What to record during training."""
-
-    log_every: int = 10  # steps between log lines
-    tensorboard: bool = True  # also write TensorBoard files to RUN/tensorboard
-    wandb_project: str | None = None  # also log to this Weights & Biases project; needs the extra wandb
 
 
 class _Row(TypedDict):

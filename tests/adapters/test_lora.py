@@ -13,13 +13,15 @@ from flax import nnx
 from lora_networks import BASE, CONFIGS, ONES, POSITIONS, ROWS, TOKENS, VOCABULARY, our_logits, trained
 from tiny_sounds import SIZES as SOUND_SIZES
 
-from instructrec_jax.adapters.lora import Lora, LoraConfig, add_lora, is_lora, merge_lora, places
+from instructrec_jax.adapters.adapter_config import LoraConfig
+from instructrec_jax.adapters.lora import Lora, add_lora, is_lora, merge_lora, places
 from instructrec_jax.adapters.quantized import Format, quantize_backbone
 from instructrec_jax.backbones.folder import FAMILIES
 from instructrec_jax.backbones.layers import StackOptions, dropout_keys
 from instructrec_jax.backbones.network_config import OWN_TYPES
 from instructrec_jax.backbones.reading import build_backbone
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings
+from instructrec_jax.distributed.mesh import make_mesh, parameter_shardings
+from instructrec_jax.distributed.mesh_config import MeshConfig
 
 
 def test_new_lora_changes_no_bit():

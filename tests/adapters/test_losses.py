@@ -11,7 +11,8 @@ import torch
 
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.losses import linear_cross_entropy, token_losses
-from instructrec_jax.distributed.mesh import MeshConfig, batch_sharding, make_mesh, parameter_sharding
+from instructrec_jax.distributed.mesh import batch_sharding, make_mesh, parameter_sharding
+from instructrec_jax.distributed.mesh_config import MeshConfig
 
 ROWS, LENGTH, WIDTH, VOCAB = 8, 13, 16, 40
 OPTIONS = {

@@ -9,7 +9,8 @@ import pytest
 import torch
 from flax import nnx
 
-from instructrec_jax.adapters.next_item_layers import Kind, LayerSpec, new_layer
+from instructrec_jax.adapters.adapter_config import Kind
+from instructrec_jax.adapters.next_item_layers import LayerSpec, new_layer
 from instructrec_jax.backbones.decoder import Context
 
 WIDTH, HEADS, LENGTH = 8, 2, 6

@@ -16,8 +16,9 @@ from flax import nnx
 from lora_networks import CONFIGS, LABELS, ONES, TOKENS, VOCABULARY, our_logits, trained
 from safetensors.numpy import load_file, save_file
 
+from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.adapters.heads import build_head
-from instructrec_jax.adapters.lora import LoraConfig, add_lora
+from instructrec_jax.adapters.lora import add_lora
 from instructrec_jax.adapters.peft import read_peft, write_peft
 from instructrec_jax.backbones.folder import family_of, find_family
 from instructrec_jax.backbones.reading import load_backbone, load_head

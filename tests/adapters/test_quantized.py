@@ -9,11 +9,13 @@ import pytest
 from flax import nnx
 from transformers import BertConfig, GPT2Config, ModernBertConfig
 
-from instructrec_jax.adapters.lora import LoraConfig, add_lora, is_lora, merge_lora
+from instructrec_jax.adapters.adapter_config import LoraConfig
+from instructrec_jax.adapters.lora import add_lora, is_lora, merge_lora
 from instructrec_jax.adapters.quantized import NF4, Format, Quantized, decode, encode, linears, quantize_backbone
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.reading import build_backbone
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings
+from instructrec_jax.distributed.mesh import make_mesh, parameter_shardings
+from instructrec_jax.distributed.mesh_config import MeshConfig
 
 BERT = BertConfig(
     vocab_size=61, hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=192, pad_token_id=0

@@ -16,7 +16,7 @@ from instructrec_jax.augmentation.augmenter import AugmentConfig
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.hold_out import HoldOutConfig
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import RunData

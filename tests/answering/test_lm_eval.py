@@ -16,7 +16,7 @@ pytest.importorskip("lm_eval")
 
 from lm_eval.models.huggingface import HFLM
 
-from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.answering.exporting import export
 from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.answering.lm_eval import Harness

@@ -19,7 +19,7 @@ from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.answering.recommender import Recommender
 from instructrec_jax.answering.requests import Request
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.uncertainty import probabilities

@@ -11,7 +11,7 @@ from instructrec_jax.answering.next_command import next_command
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.media.picture import Picture
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.predict import main as predict
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.runs.config import Config

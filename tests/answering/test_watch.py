@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from instructrec_jax.answering.records import Skipped
-from instructrec_jax.answering.rolling import Band
-from instructrec_jax.answering.watch import Feed, Reading, Weight, label_values, opinions, read_values, watch
+from instructrec_jax.answering.rolling import Band, Weight
+from instructrec_jax.answering.watch import Feed, Reading, label_values, opinions, read_values, watch
 from instructrec_jax.data.example import BadExample
 from instructrec_jax.tasks.averaging import Mixture
 

@@ -11,7 +11,8 @@ import pytest
 from instructrec_jax.backbones import attention_kernels as kernels
 from instructrec_jax.backbones.attention import attention
 from instructrec_jax.backbones.layers import dropout_keys
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
+from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.distributed.mesh_config import MeshConfig
 
 ROWS, LENGTH, HEADS, KEY_HEADS, DIM = 2, 256, 4, 2, 16
 

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 from seq2seq_networks import TOLERANCE, edited, largest, load, load_both, run, texts
 from tiny_drawers import DALLEBART, dallebart
 
-from instructrec_jax.adapters.lora import LoraConfig, add_lora
+from instructrec_jax.adapters.adapter_config import LoraConfig
+from instructrec_jax.adapters.lora import add_lora
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.tensor_names import TensorFiles

@@ -15,7 +15,8 @@ from instructrec_jax.backbones.image_reader import average
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.reading import build_backbone, load_backbone
 from instructrec_jax.backbones.row_images import RowImages
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings
+from instructrec_jax.distributed.mesh import make_mesh, parameter_shardings
+from instructrec_jax.distributed.mesh_config import MeshConfig
 
 READERS = ("llava", "paligemma", "gemma3")
 SUFFIX = "ForConditionalGeneration"

@@ -24,8 +24,9 @@ from seq2seq_networks import (
     texts,
 )
 
+from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.adapters.heads import build_head
-from instructrec_jax.adapters.lora import Lora, LoraConfig, add_lora
+from instructrec_jax.adapters.lora import Lora, add_lora
 from instructrec_jax.backbones import attention as attention_module
 from instructrec_jax.backbones import layers as layers_module
 from instructrec_jax.backbones.folder import declared_head, read_config

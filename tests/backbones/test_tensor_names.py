@@ -13,7 +13,8 @@ from instructrec_jax.backbones import tensor_names as tensors
 from instructrec_jax.backbones.reading import LoadReport, build_backbone, load_backbone
 from instructrec_jax.backbones.tensor_names import TensorFiles
 from instructrec_jax.backbones.writing import export_tensors, save_pretrained
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_sharding
+from instructrec_jax.distributed.mesh import make_mesh, parameter_sharding
+from instructrec_jax.distributed.mesh_config import MeshConfig
 
 
 @pytest.mark.parametrize("read_bytes", [1, 60, 1 << 20], ids=["rows", "blocks", "whole"])

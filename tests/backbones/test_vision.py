@@ -18,7 +18,8 @@ from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import load_backbone
 from instructrec_jax.backbones.vision import VisionEncoder, bicubic_weights, patches_of, resize_table
 from instructrec_jax.backbones.writing import save_pretrained
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh, parameter_sharding
+from instructrec_jax.distributed.mesh import make_mesh, parameter_sharding
+from instructrec_jax.distributed.mesh_config import MeshConfig
 
 
 @pytest.fixture(scope="module")

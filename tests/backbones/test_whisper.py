@@ -18,7 +18,8 @@ from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import answer_limit, input_limit, load_backbone, load_head
 from instructrec_jax.backbones.row_images import RowImages
 from instructrec_jax.backbones.whisper import SoundEncoder, Whisper, sinusoids
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
+from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.distributed.mesh_config import MeshConfig
 from instructrec_jax.inference.decoding import Decoder
 from instructrec_jax.inference.generation_config import GenerationConfig, token_rules
 from instructrec_jax.tasks.base import Model

@@ -16,7 +16,8 @@ from instructrec_jax.data.batch import Text
 from instructrec_jax.data.media.picture import Picture
 from instructrec_jax.data.media.pixels import PixelReader
 from instructrec_jax.data.media.text_images import TextImages
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
+from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.distributed.mesh_config import MeshConfig
 from instructrec_jax.runs.model import SplitModel
 from instructrec_jax.tasks.base import Model
 

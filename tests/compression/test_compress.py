@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from tiny_runs import compressed_run, language_run, tiny_run, untrained_run
 
 from instructrec_jax import compress as verb
-from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.adapters.quantized import unpack
 from instructrec_jax.answering.beginning import begun_from
 from instructrec_jax.answering.exporting import export
@@ -32,7 +32,7 @@ from instructrec_jax.runs.directory import is_run_dir
 from instructrec_jax.runs.model import load_model, open_task
 from instructrec_jax.runs.run import Run
 from instructrec_jax.runs.stored import flat
-from instructrec_jax.tasks.generation.language_model import LanguageModelConfig
+from instructrec_jax.tasks.generation.writing_config import LanguageModelConfig
 
 TEXTS = ["a dull film about a book", "the new bright film"]
 

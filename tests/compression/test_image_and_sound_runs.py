@@ -16,7 +16,7 @@ from test_sound_runs import write_tones
 from tiny_runs import compressed_run, untrained_run
 
 from instructrec_jax import train
-from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.answering.exporting import export
 from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.compression.compress import compress, shown
@@ -27,7 +27,7 @@ from instructrec_jax.compression.quantization import Quantization
 from instructrec_jax.compression.sparsify import sparsify
 from instructrec_jax.compression.sparsity import Sparsity
 from instructrec_jax.data.loader import to_devices
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.runs.run import Run

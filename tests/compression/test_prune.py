@@ -20,8 +20,8 @@ from instructrec_jax.compression.pruning import Pruning
 from instructrec_jax.files import read_json
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.runs.run import Run
-from instructrec_jax.tasks.generation.language_model import LanguageModelConfig
-from instructrec_jax.tasks.text.classification import ClassificationConfig
+from instructrec_jax.tasks.generation.writing_config import LanguageModelConfig
+from instructrec_jax.tasks.text.text_config import ClassificationConfig
 
 TEXTS = ["a dull film about a book", "the new bright film"]
 

@@ -17,7 +17,8 @@ from instructrec_jax.compression import quantization
 from instructrec_jax.compression.calibration_rows import full_rows
 from instructrec_jax.compression.quantization import Quantization, quantized, smoothing
 from instructrec_jax.data.batch import Text
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
+from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.distributed.mesh_config import MeshConfig
 from instructrec_jax.runs.model import SplitModel
 from instructrec_jax.tasks.base import Model
 

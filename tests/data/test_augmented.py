@@ -12,8 +12,7 @@ from instructrec_jax.augmentation.augmenter import AugmentConfig
 from instructrec_jax.data.augmented import METHODS, AugmentedSource, ExampleAugmenter, augmented, check_methods
 from instructrec_jax.data.example import Example, Message
 from instructrec_jax.data.sources import ListSource
-from instructrec_jax.tasks.base import TaskConfig
-from instructrec_jax.tasks.multitask import MultitaskConfig, SubtaskConfig
+from instructrec_jax.tasks.task_config import MultitaskConfig, SubtaskConfig, TaskConfig
 
 HARD = AugmentConfig(delete=0.3, swap=0.3, typos=0.5, copies=20)
 

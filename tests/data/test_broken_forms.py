@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from instructrec_jax.data.fields import FieldsConfig
-from instructrec_jax.data.sources import SourceConfig, open_sources
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.data.sources import open_sources
 
 Row = dict[str, Any]
 HALF = "\ud83c"

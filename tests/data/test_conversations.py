@@ -14,7 +14,8 @@ from instructrec_jax.data.conversations import join_columns
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.own_template import Rendering
 from instructrec_jax.data.prompts import prompt, written
-from instructrec_jax.data.sources import SourceConfig, open_sources
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.data.sources import open_sources
 
 # As Qwen2.5's, with a thinking block: system turns anywhere, tools, calls and their results.
 TOOLS = (

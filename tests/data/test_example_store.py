@@ -11,7 +11,8 @@ from instructrec_jax.data import example_store
 from instructrec_jax.data.example import Example, Message
 from instructrec_jax.data.fields import FieldsConfig
 from instructrec_jax.data.fingerprints import digest_of_example, fingerprint, json_and_digest
-from instructrec_jax.data.sources import ListSource, RowSource, SourceConfig, open_sources
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.data.sources import ListSource, RowSource, open_sources
 from instructrec_jax.data.storage import Storage
 
 

@@ -8,7 +8,8 @@ import pytest
 from instructrec_jax.data.example import BadExample, Example, Message
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.labels import label_form
-from instructrec_jax.data.sources import SourceConfig, open_sources
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.data.sources import open_sources
 
 
 def convert(row, labels=None, class_names=None, task="", **fields):

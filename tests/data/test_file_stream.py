@@ -8,7 +8,8 @@ import pytest
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
 from instructrec_jax.data.file_stream import FileStream
 from instructrec_jax.data.rows import find_files
-from instructrec_jax.data.sources import SourceConfig, StreamSource, open_sources
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.data.sources import StreamSource, open_sources
 
 
 def folder_of(path: Path, sizes: tuple[int, ...] = (4, 1, 5)) -> Path:

@@ -8,7 +8,8 @@ import datasets
 import pytest
 
 from instructrec_jax.data.fields import FieldsConfig
-from instructrec_jax.data.sources import SourceConfig, open_sources
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.data.sources import open_sources
 
 FIELDS = FieldsConfig(instruction="Is this good? {text}", output="label")
 ROWS = {"text": [f"电影 {n} 🎬" for n in range(10)], "label": [n % 2 for n in range(10)]}

@@ -11,14 +11,14 @@ from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example, Message
 from instructrec_jax.data.masked import ExampleMask
 from instructrec_jax.data.mixture import Mixture
-from instructrec_jax.data.sources import SourceConfig, open_sources
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.data.sources import open_sources
 from instructrec_jax.data.storage import Storage
 from instructrec_jax.data.stream import StreamSource
 from instructrec_jax.masking.masker import MaskConfig
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import RunData, example_mask
-from instructrec_jax.tasks.base import TaskConfig
-from instructrec_jax.tasks.multitask import MultitaskConfig, SubtaskConfig
+from instructrec_jax.tasks.task_config import MultitaskConfig, SubtaskConfig, TaskConfig
 
 MAIL = MaskConfig(["email", "phone"])
 

@@ -9,7 +9,8 @@ import pytest
 
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.mixed_stream import MixedStream
-from instructrec_jax.data.sources import SourceConfig, open_sources
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.data.sources import open_sources
 
 
 def jsonl(path: Path, name: str, count: int, bad: tuple[int, ...] = ()) -> str:

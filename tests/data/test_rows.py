@@ -14,7 +14,8 @@ import pytest
 
 from instructrec_jax.data.example import BadExample
 from instructrec_jax.data.rows import open_rows
-from instructrec_jax.data.sources import SourceConfig, open_sources
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.data.sources import open_sources
 from instructrec_jax.data.text_rows import TextRows
 from instructrec_jax.data.unpacked import PlainFile
 

@@ -9,7 +9,8 @@ from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldsConfig
 from instructrec_jax.data.mixture import Mixture
 from instructrec_jax.data.skipped import SkippedRow, summarize_skipped, write_skipped
-from instructrec_jax.data.sources import ListSource, SourceConfig, open_sources
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.data.sources import ListSource, open_sources
 
 
 def jsonl(path, records):

@@ -9,7 +9,8 @@ from tiny_pictures import png, tar
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.rows import open_rows
-from instructrec_jax.data.sources import SourceConfig, open_sources
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.data.sources import open_sources
 
 
 def opened(file: Path, **settings: Any) -> list[Example]:

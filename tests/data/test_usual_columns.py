@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
-from instructrec_jax.data.sources import SourceConfig, open_sources
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.data.sources import open_sources
 from instructrec_jax.data.usual_columns import usual_fields
 
 TALK = [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Hello."}]

@@ -8,7 +8,6 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from instructrec_jax.distributed.mesh import (
-    MeshConfig,
     _across_slices,
     batch_sharding,
     constrain,
@@ -19,6 +18,7 @@ from instructrec_jax.distributed.mesh import (
     parameter_shardings,
     replicated,
 )
+from instructrec_jax.distributed.mesh_config import MeshConfig
 
 
 @pytest.mark.parametrize(

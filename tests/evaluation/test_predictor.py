@@ -10,7 +10,8 @@ import pytest
 from helpers import Setup
 
 from instructrec_jax.data.batch import Batch, Text, end_to_end, lengths_of, of_texts, split_tokens
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
+from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.distributed.mesh_config import MeshConfig
 from instructrec_jax.evaluation import predictor as module
 from instructrec_jax.evaluation.predictor import make_predict, predictor
 from instructrec_jax.tasks.prediction import Predict

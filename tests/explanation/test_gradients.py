@@ -13,7 +13,7 @@ from task_cases import _moved
 from tiny_runs import untrained_run
 from transformers import BertForSequenceClassification
 
-from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.answering.exporting import write_hf
 from instructrec_jax.explanation.explain import Explainer
 from instructrec_jax.runs.run import Run

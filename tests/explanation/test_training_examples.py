@@ -17,11 +17,11 @@ from helpers import examples, task_config
 from tiny_runs import tiny_run, untrained_run
 
 from instructrec_jax import explain as verb
-from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.data.batch import lay_out, lengths_of
 from instructrec_jax.data.example import BadExample
 from instructrec_jax.data.packing import fit
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.explanation.training_examples import TrainingExamples, target_of
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.runs.run import Run

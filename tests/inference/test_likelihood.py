@@ -11,7 +11,8 @@ from flax import nnx
 from tiny_networks import ENCODER_DECODERS, START, VOCAB, Network
 
 from instructrec_jax.data.batch import Text
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
+from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.distributed.mesh_config import MeshConfig
 from instructrec_jax.evaluation.predictor import make_predict
 from instructrec_jax.inference import likelihood
 from instructrec_jax.inference.likelihood import (

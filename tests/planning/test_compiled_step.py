@@ -15,14 +15,10 @@ from instructrec_jax.backbones.reading import input_limit
 from instructrec_jax.backbones.tokenizer import open_tokenizer
 from instructrec_jax.data.batch import Batch, Rows
 from instructrec_jax.data.packing import max_segments
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
-from instructrec_jax.planning.compiled_step import (
-    ARCHITECTURES,
-    abstract_batch,
-    compile_step,
-    planning_folder,
-    texts_of,
-)
+from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.distributed.mesh_config import MeshConfig
+from instructrec_jax.planning import ARCHITECTURES
+from instructrec_jax.planning.compiled_step import abstract_batch, compile_step, planning_folder, texts_of
 from instructrec_jax.runs.config import Config, parse
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.model import open_task

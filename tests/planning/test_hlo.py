@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
+from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.distributed.mesh_config import MeshConfig
 from instructrec_jax.planning import hlo
 
 LAYERS, WIDTH, ROWS = 2, 128, 64

@@ -14,9 +14,10 @@ import pytest
 
 from instructrec_jax.data.fields import FieldsConfig
 from instructrec_jax.files import read_jsonl
-from instructrec_jax.preparation.inspection.inspect import InspectConfig, inspect
+from instructrec_jax.preparation.inspection.inspect import inspect
 from instructrec_jax.preparation.inspection.sizing import RATES
 from instructrec_jax.preparation.inspection.splitting import SPLITS
+from instructrec_jax.preparation.own_config import InspectConfig
 from instructrec_jax.prepare import main
 from instructrec_jax.runs.config import Config, load
 from instructrec_jax.runs.data import RunData

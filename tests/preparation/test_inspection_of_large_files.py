@@ -14,8 +14,9 @@ from instructrec_jax.data.rows import open_rows
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.preparation.inspection import columns
 from instructrec_jax.preparation.inspection.columns import RowStream, profile
-from instructrec_jax.preparation.inspection.inspect import InspectConfig, inspect
+from instructrec_jax.preparation.inspection.inspect import inspect
 from instructrec_jax.preparation.inspection.splitting import SPLITS
+from instructrec_jax.preparation.own_config import InspectConfig
 
 Row = dict[str, object]
 THINGS = "war space crime music love".split()

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from instructrec_jax.data.mixture import Mixture
-from instructrec_jax.data.sources import SourceConfig, open_sources
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.data.sources import open_sources
 from instructrec_jax.preparation import interaction_rows
 from instructrec_jax.preparation.interaction_rows import InteractionRows
 from instructrec_jax.prepare import main

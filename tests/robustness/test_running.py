@@ -9,10 +9,10 @@ from helpers import task_config
 from task_cases import CASES, LENGTH, SLOW, examples_of, networks, settings_of
 from tiny_runs import compressed_run, untrained_run
 
-from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.compression.quantization import Quantization
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.files import write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.parsing import parse_yaml

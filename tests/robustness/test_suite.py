@@ -13,7 +13,7 @@ from instructrec_jax.robustness import suite as suites
 from instructrec_jax.robustness.lists import LANGUAGES
 from instructrec_jax.robustness.perturbations import NAMES, World
 from instructrec_jax.robustness.suite import BIAS, FAMILIES, read_suite, read_suite_of, shipped_suite, suite_of_package
-from instructrec_jax.tasks.base import TaskConfig
+from instructrec_jax.tasks.task_config import TaskConfig
 
 WITHOUT = {  # tasks whose answers no default suite tests: pictures, sounds, ciphers, and what several tasks do
     *("contrastive", "image_tokenization", "text_to_image", "transcription", "masked_lm", "position_translation"),

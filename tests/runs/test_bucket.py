@@ -28,7 +28,7 @@ from instructrec_jax.runs.bucket import Mirror, local_run, send
 from instructrec_jax.runs.directory import RunLock
 from instructrec_jax.runs.run import Run, require_finished
 from instructrec_jax.train import train, train_run
-from instructrec_jax.training.optimizer import OptimizerConfig
+from instructrec_jax.training.training_config import OptimizerConfig
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 from tiny_runs import changed
 
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.runs.checkpoint_metric import (
     RANKER_PATIENCE,
     chosen_metric,
@@ -12,9 +12,9 @@ from instructrec_jax.runs.checkpoint_metric import (
     patience_of,
 )
 from instructrec_jax.runs.config import Config
-from instructrec_jax.tasks.ranking.retrieval import RetrievalConfig
-from instructrec_jax.tasks.ranking.sequence import SequenceConfig
-from instructrec_jax.tasks.text.classification import ClassificationConfig
+from instructrec_jax.tasks.ranking.ranking_config import RetrievalConfig
+from instructrec_jax.tasks.ranking.sequence_settings import SequenceConfig
+from instructrec_jax.tasks.text.text_config import ClassificationConfig
 
 
 def test_a_metric_that_the_task_does_not_compute_is_named_with_those_it_does() -> None:

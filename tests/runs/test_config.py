@@ -11,14 +11,16 @@ import pytest
 import yaml
 
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.runs.config import (
     DEFAULT,
+    SEVERAL,
     Config,
     ConfigError,
     load,
     main_guard,
     parse,
+    read_first,
     setting_names,
     to_dict,
     to_yaml,
@@ -354,3 +356,61 @@ def test_logged_warnings_are_plain_sentences(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     main_guard(lambda args: logging.getLogger("instructrec_jax.data").warning("a column is unread."))
     assert said.getvalue() == "a column is unread.\n"
+
+
+def test_a_handler_that_orbax_would_make_is_made_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(sys, "argv", ["verb"])
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", said)
+    main_guard(lambda args: logging.warning("a column is unread."))
+    assert said.getvalue() == "a column is unread.\n"
+
+
+# ------------------------------------------------------------------ arguments before imports
+
+
+def read_with(monkeypatch: pytest.MonkeyPatch, line: str) -> list[str] | None:
+    """What `read_first` reads of a command line; None: nothing."""
+    seen: list[str] = []
+    monkeypatch.setattr(sys, "argv", ["verb", *line.split()])
+    read_first(seen.extend)
+    return seen or None
+
+
+def test_arguments_are_read_first_in_one_process_and_without_urls(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SEVERAL:
+        monkeypatch.delenv(name, raising=False)
+    assert read_with(monkeypatch, "x.yaml --steps 5") == ["x.yaml", "--steps", "5"]
+    assert (
+        read_with(monkeypatch, "s3://bucket/run") is None and read_with(monkeypatch, "--data.test=https://a/b") is None
+    )
+    assert read_with(monkeypatch, "s3://bucket/run --help") == ["s3://bucket/run", "--help"]
+    for name in SEVERAL:  # a process that ends before it joins the others would keep them waiting
+        with monkeypatch.context() as patched:
+            patched.setenv(name, "2")
+            assert read_with(patched, "x.yaml") is None and read_with(patched, "--help") == ["--help"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ConfigError("`steps`: no int."), 2, "error: `steps`: no int.\n"),
+        (FileNotFoundError("x.yaml"), 2, "error: x.yaml\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (SystemExit(0), 0, ""),
+    ],
+)
+def test_what_is_wrong_ends_the_verb_as_it_would_later(
+    error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(args: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["verb", "--help"])
+    for run in (read_first, lambda main: main_guard(main, independent=True)):
+        monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+        with pytest.raises(SystemExit) as ended:
+            run(fail)
+        assert ended.value.code == code and capsys.readouterr().err == said

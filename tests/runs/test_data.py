@@ -14,7 +14,7 @@ from tiny_runs import changed
 from instructrec_jax.data.batch import BatchTexts, Text
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.hold_out import HoldOutConfig
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.data.stream import StreamSource
 from instructrec_jax.runs import data as module
 from instructrec_jax.runs.config import Config

@@ -73,7 +73,7 @@ def test_settings_out_of_their_range_are_named(name: str, values: list[Any], con
 
 
 def test_floats_in_lists_are_looked_at_too(config: Config) -> None:
-    from instructrec_jax.data.sources import SourceConfig
+    from instructrec_jax.data.source_config import SourceConfig
 
     sources = [SourceConfig(path="x.jsonl", weight=float("nan"))]
     with pytest.raises(ValueError, match=r"data.train\[0\].weight"):

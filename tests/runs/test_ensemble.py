@@ -21,12 +21,13 @@ from instructrec_jax import compress, export, predict, train
 from instructrec_jax.adapters.mixture import MixtureHead
 from instructrec_jax.answering.ensembles import How, alone_of, ensemble_of, make_ensemble, shown
 from instructrec_jax.answering.language_model import LanguageModel
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.files import write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.runs.ensemble import FILE, averaged_as, mixture_of, read_ensemble
 from instructrec_jax.runs.run import Run, open_member, require_finished
-from instructrec_jax.service.engine import Engine, EngineSettings
+from instructrec_jax.service.engine import Engine
+from instructrec_jax.service.settings import EngineSettings
 from instructrec_jax.tasks import ClassificationConfig
 from instructrec_jax.tasks.averaging import Judged, Mixture, log_loss, mixed
 from instructrec_jax.tasks.prediction import Predict

@@ -10,7 +10,7 @@ import pytest
 from helpers import task_config
 from tiny_runs import changed
 
-from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.backbones.folder import weights_fingerprint
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.files import write_json

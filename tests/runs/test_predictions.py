@@ -11,7 +11,7 @@ from tiny_runs import tiny_run
 
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldsConfig
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.runs.predictions import only_column
 from instructrec_jax.runs.run import Run

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import changed, tiny_run
 
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.provenance import front_matter, provenance, readme_beside
 

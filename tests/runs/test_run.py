@@ -6,7 +6,7 @@ from pathlib import Path
 from tiny_runs import changed, write_settings
 
 from instructrec_jax.data.fields import FieldsConfig
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.run import run_settings
 

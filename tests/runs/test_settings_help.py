@@ -5,7 +5,7 @@ import pytest
 from instructrec_jax.preparation.formats import SOURCES
 from instructrec_jax.runs.config import Config, ConfigError, parse, setting_names
 from instructrec_jax.runs.settings_help import COMMON
-from instructrec_jax.tasks.base import TaskConfig
+from instructrec_jax.tasks.task_config import TaskConfig
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.runs.settings_tree import SYNONYMS, completed, nearest, plain
 
 

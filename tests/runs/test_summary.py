@@ -9,7 +9,7 @@ import jax
 import pytest
 from tiny_runs import changed, tiny_run
 
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.runs import summary as module
 from instructrec_jax.runs.config import Config
@@ -19,7 +19,7 @@ from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.runs.summary import flops_and_peak, introduction, summarize
 from instructrec_jax.runs.training_data import TrainingData
 from instructrec_jax.tasks import ClassificationConfig
-from instructrec_jax.training.robust_training import RobustTrainingConfig
+from instructrec_jax.training.training_config import RobustTrainingConfig
 
 CONFIG = changed(Config(task=ClassificationConfig()), run_dir="runs/my run", steps=1200, backbone__path="bert")
 

@@ -23,7 +23,7 @@ from instructrec_jax.runs.setup import TrainingSetup
 from instructrec_jax.runs.summary import flops_and_peak
 from instructrec_jax.runs.teachers import keep_teachers, open_teachers
 from instructrec_jax.tasks import ClassificationConfig, RegressionConfig
-from instructrec_jax.training.distillation import DistilConfig
+from instructrec_jax.training.training_config import DistilConfig
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from tiny_runs import changed, tiny_run
 from instructrec_jax.augmentation.augmenter import AugmentConfig
 from instructrec_jax.data.hold_out import HoldOutConfig
 from instructrec_jax.data.prompts import render
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config, load, to_yaml
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.training_data import TrainingData
 from instructrec_jax.runs.unlabeled import UnlabeledBatches
-from instructrec_jax.training.semi_supervised import SemiSupervisedConfig
+from instructrec_jax.training.training_config import SemiSupervisedConfig
 
 AUGMENT = AugmentConfig(delete=0.3, swap=0.3, copies=2)
 WORDS = "good bad dull bright about old new film book".split()

@@ -21,7 +21,8 @@ from instructrec_jax.data.media.text_images import TextImages
 from instructrec_jax.distributed.compilations import Compilations
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.inference.writer import Writer
-from instructrec_jax.service.engine import Engine, EngineSettings, QueueFull
+from instructrec_jax.service.engine import Engine, QueueFull
+from instructrec_jax.service.settings import EngineSettings
 from instructrec_jax.service.stream import Piece, Stream
 
 SETTINGS = EngineSettings(slots=4, capacity=64, chunk=8, queue=400)

@@ -17,9 +17,8 @@ from tiny_runs import untrained_run
 from instructrec_jax.distributed.compilations import Compilations
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.service.app import make_app
-from instructrec_jax.service.engine import EngineSettings
 from instructrec_jax.service.models import open_service
-from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig
+from instructrec_jax.service.settings import EngineSettings, LimitsConfig, ModelConfig, ServeConfig
 from instructrec_jax.tasks import ClassificationConfig
 
 COUNT = 10_000

@@ -16,10 +16,9 @@ from serving import Serving, key_file
 
 from instructrec_jax.service.app import make_app
 from instructrec_jax.service.door import Door
-from instructrec_jax.service.engine import EngineSettings
 from instructrec_jax.service.keys import Keys
 from instructrec_jax.service.models import Service, open_service
-from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig
+from instructrec_jax.service.settings import EngineSettings, LimitsConfig, ModelConfig, ServeConfig
 
 PATIENCE = 60.0  # seconds for one request, on a machine with much else to do
 

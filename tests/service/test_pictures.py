@@ -21,12 +21,10 @@ from instructrec_jax.data.media.picture import picture
 from instructrec_jax.distributed.compilations import Compilations
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.service.app import make_app
-from instructrec_jax.service.engine import EngineSettings
 from instructrec_jax.service.errors import ServiceError
 from instructrec_jax.service.models import open_service
 from instructrec_jax.service.pictures import check_pictures
-from instructrec_jax.service.privacy import PrivacyConfig
-from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig
+from instructrec_jax.service.settings import EngineSettings, LimitsConfig, ModelConfig, PrivacyConfig, ServeConfig
 
 PLAIN = ["--task.type", "language_model", "--task.template", "plain"]
 KINDS = ("llava", "paligemma")

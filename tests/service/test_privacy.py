@@ -7,7 +7,8 @@ import random
 import pytest
 
 from instructrec_jax.masking.spans import Span
-from instructrec_jax.service.privacy import Privacy, PrivacyConfig, Private, tagged_spans
+from instructrec_jax.service.privacy import Privacy, Private, tagged_spans
+from instructrec_jax.service.settings import PrivacyConfig
 from instructrec_jax.service.stream import Piece
 from instructrec_jax.tasks.answers import Word
 

@@ -36,8 +36,8 @@ from instructrec_jax.service.door import Door, Guarded
 from instructrec_jax.service.errors import Contained
 from instructrec_jax.service.exchange import Observed
 from instructrec_jax.service.models import open_service
-from instructrec_jax.service.server import Server, check_address, check_tls, listener, read_settings
-from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig
+from instructrec_jax.service.server import Server, check_address, check_tls, listener
+from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig, read_settings
 
 PATIENCE = 60.0
 

@@ -14,7 +14,7 @@ from tiny_runs import changed, language_run
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.metrics.language import script_words
 from instructrec_jax.runs.data import RunData
@@ -26,7 +26,7 @@ from instructrec_jax.synthesis.model_pairs import ModelSynthesizer, synthesizer_
 from instructrec_jax.synthesis.overlap import Overlap, read_overlap
 from instructrec_jax.synthesis.passages import Passage
 from instructrec_jax.synthesis.synthesizing import IN_TEST, REPEATED, Report, Synthesis, by_rules, synthesize_file
-from instructrec_jax.tasks.generation.language_model import LanguageModelConfig
+from instructrec_jax.tasks.generation.writing_config import LanguageModelConfig
 from instructrec_jax.train import train
 
 ROWS = [{"text": TOWN, "title": "The university town of Freiburg", "id": "town"}, {"text": RIVER}]

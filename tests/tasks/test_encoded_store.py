@@ -23,9 +23,10 @@ from instructrec_jax.data.storage import Storage
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.model import open_task
 from instructrec_jax.tasks import prediction
-from instructrec_jax.tasks.base import Encoded, Task, TaskConfig
+from instructrec_jax.tasks.base import Encoded, Task
 from instructrec_jax.tasks.encoded_store import EncodedExamples, encode_again, encode_stored, joined, of_task, token_key
 from instructrec_jax.tasks.encoding import encode_usable
+from instructrec_jax.tasks.task_config import TaskConfig
 
 NETWORKS = {"language_model": "llama", "choice": "llama", "dialogue": "llama", "question_answering": "llama"}
 NETWORKS |= {"summarization": "t5", "translation": "llama", "language_model_ranking": "llama"}

@@ -12,7 +12,7 @@ from byte_tokenizer import byte_tokenizer
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import BadExample, Example, Message
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.data.stream import StreamSource
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import RunData

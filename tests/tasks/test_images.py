@@ -17,7 +17,8 @@ from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import BadExample, Example, Message
 from instructrec_jax.data.media.picture import picture
 from instructrec_jax.data.packing import unpacked
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
+from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.distributed.mesh_config import MeshConfig
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.model import load_model, open_task

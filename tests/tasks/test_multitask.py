@@ -13,7 +13,7 @@ from tiny_runs import rows, tiny_run
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import pack
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.evaluate import main as evaluate
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.export import main as export
@@ -29,7 +29,7 @@ from instructrec_jax.tasks import (
     RegressionConfig,
 )
 from instructrec_jax.tasks.base import LossInputs, TaskContext
-from instructrec_jax.tasks.multitask import SubtaskConfig
+from instructrec_jax.tasks.task_config import SubtaskConfig
 from instructrec_jax.train import train
 
 

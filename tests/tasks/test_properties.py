@@ -56,9 +56,9 @@ from instructrec_jax.runs.run import Run
 from instructrec_jax.runs.stored import flat
 from instructrec_jax.tasks import MultitaskConfig
 from instructrec_jax.tasks.answers import TextAnswer
-from instructrec_jax.tasks.base import LossInputs, TaskConfig
+from instructrec_jax.tasks.base import LossInputs
 from instructrec_jax.tasks.encoding import encode_usable
-from instructrec_jax.tasks.multitask import SubtaskConfig
+from instructrec_jax.tasks.task_config import SubtaskConfig, TaskConfig
 from instructrec_jax.training.step import batch_dropout_keys
 
 networks = task_cases.networks  # a fixture

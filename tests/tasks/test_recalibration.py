@@ -8,10 +8,11 @@ import scipy
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from instructrec_jax.metrics.calibration import Way
 from instructrec_jax.metrics.uncertainty import probabilities
 from instructrec_jax.tasks.averaging import Judged, log_loss
 from instructrec_jax.tasks.prediction import Predict
-from instructrec_jax.tasks.recalibration import FOLDS, Recalibration, Way, _Fitting, fit_recalibration, quality
+from instructrec_jax.tasks.recalibration import FOLDS, Recalibration, _Fitting, fit_recalibration, quality
 
 LABELS = ["a", "b", "c", "d"]
 

@@ -16,7 +16,8 @@ from instructrec_jax.data.loader import to_devices
 from instructrec_jax.data.packing import unpacked
 from instructrec_jax.distributed.mesh import data_shards
 from instructrec_jax.tasks.base import LossInputs
-from instructrec_jax.training.distillation import DistilConfig, Teachers, distilled
+from instructrec_jax.training.distillation import Teachers, distilled
+from instructrec_jax.training.training_config import DistilConfig
 
 networks = task_cases.networks  # a fixture
 

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from instructrec_jax.training.checkpoint import CHECKSUMS, CheckpointConfig, Checkpoints, abstract
+from instructrec_jax.training.checkpoint import CHECKSUMS, Checkpoints, abstract
 from instructrec_jax.training.progress import Progress
+from instructrec_jax.training.training_config import CheckpointConfig
 
 
 def state(step: int) -> dict[str, Any]:

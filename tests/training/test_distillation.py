@@ -18,9 +18,10 @@ from instructrec_jax.backbones.writing import save_pretrained
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.tasks.base import LossInputs
-from instructrec_jax.training.distillation import DistilConfig, Teachers, check_distil, distilled
+from instructrec_jax.training.distillation import Teachers, check_distil, distilled
 from instructrec_jax.training.state import create_state, state_shardings
 from instructrec_jax.training.step import make_train_step
+from instructrec_jax.training.training_config import DistilConfig
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import transformers
 from helpers import Setup
 
-from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.distributed.mesh import make_mesh

@@ -13,7 +13,7 @@ from instructrec_jax.data.batch import BatchTexts, lay_out, lengths_of
 from instructrec_jax.data.loader import to_devices
 from instructrec_jax.data.packing import unpacked
 from instructrec_jax.tasks.base import LossInputs
-from instructrec_jax.training.optimizer import OptimizerConfig
+from instructrec_jax.training.training_config import OptimizerConfig
 
 # See test_step.py: Adam divides by |gradient|, so plain comparisons of parameters need a large epsilon.
 SMOOTH = OptimizerConfig(learning_rate=1e-3, warmup=0.0, schedule="constant", epsilon=1e-3, clip_norm=1.0)

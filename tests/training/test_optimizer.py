@@ -11,13 +11,13 @@ import optax
 import pytest
 
 from instructrec_jax.training.optimizer import (
-    OptimizerConfig,
     check_optimizer,
     learning_rate_schedule,
     make_optimizer,
     path_name,
     to_bfloat16,
 )
+from instructrec_jax.training.training_config import OptimizerConfig
 
 NUMBERS = (
     *("learning_rate", "head_learning_rate", "layer_decay", "weight_decay", "beta1", "beta2", "epsilon", "clip_norm"),

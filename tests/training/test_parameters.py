@@ -10,20 +10,21 @@ from flax import nnx
 from helpers import Setup, run_steps
 from tiny_runs import changed, tiny_run
 
-from instructrec_jax.adapters.lora import LoraConfig
+from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.backbones.layers import StackOptions
 from instructrec_jax.backbones.reading import load_backbone
 from instructrec_jax.files import read_json
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.run import Run
 from instructrec_jax.train import train
-from instructrec_jax.training.optimizer import OptimizerConfig, path_name
+from instructrec_jax.training.optimizer import path_name
 from instructrec_jax.training.parameters import (
     default_learning_rate,
     frozen_parameters,
     learning_rate_factors,
     with_learning_rate,
 )
+from instructrec_jax.training.training_config import OptimizerConfig
 
 
 def paths(tree: object) -> set[str]:

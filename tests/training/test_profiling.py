@@ -5,7 +5,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from instructrec_jax.training.profiling import ProfileConfig, Profiler, traced_steps
+from instructrec_jax.training.profiling import Profiler, traced_steps
+from instructrec_jax.training.training_config import ProfileConfig
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ from instructrec_jax import train
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.runs.config import Config, load, main_guard
 from instructrec_jax.runs.directory import LEFT_BY_RUNS
-from instructrec_jax.training.checkpoint import CheckpointConfig, Checkpoints, abstract
+from instructrec_jax.training.checkpoint import Checkpoints, abstract
 from instructrec_jax.training.interrupt import Interrupt
 from instructrec_jax.training.progress import Progress
+from instructrec_jax.training.training_config import CheckpointConfig
 
 STEPS = 40
 

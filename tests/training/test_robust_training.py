@@ -21,9 +21,8 @@ from instructrec_jax.data.loader import to_devices
 from instructrec_jax.data.packing import fit, unpacked
 from instructrec_jax.distributed.mesh import data_shards
 from instructrec_jax.tasks.base import LossInputs
-from instructrec_jax.training.distillation import Arrays, DistilConfig, Teachers, distilled
+from instructrec_jax.training.distillation import Arrays, Teachers, distilled
 from instructrec_jax.training.robust_training import (
-    RobustTrainingConfig,
     agreeing,
     by_text,
     check_robust_training,
@@ -34,6 +33,7 @@ from instructrec_jax.training.robust_training import (
 )
 from instructrec_jax.training.state import create_state, split_params, state_shardings
 from instructrec_jax.training.step import batch_dropout_keys, make_train_step
+from instructrec_jax.training.training_config import DistilConfig, RobustTrainingConfig
 
 networks = task_cases.networks  # a fixture
 

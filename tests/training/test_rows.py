@@ -13,7 +13,7 @@ from tiny_runs import changed, final_parameters, rows, tiny_run
 from instructrec_jax import train
 from instructrec_jax.data.hold_out import HoldOutConfig
 from instructrec_jax.data.loader import HostBatch
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.distributed.mesh import data_shards, make_mesh
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.runs import data as run_data

@@ -19,15 +19,10 @@ from instructrec_jax.data.loader import to_devices
 from instructrec_jax.data.packing import Plan, fit, unpacked
 from instructrec_jax.distributed.mesh import data_shards
 from instructrec_jax.tasks.base import LossInputs
-from instructrec_jax.training.semi_supervised import (
-    SUMS,
-    SemiSupervisedConfig,
-    check_semi_supervised,
-    in_front,
-    with_memory,
-)
+from instructrec_jax.training.semi_supervised import SUMS, check_semi_supervised, in_front, with_memory
 from instructrec_jax.training.state import create_state, state_shardings
 from instructrec_jax.training.step import make_train_step
+from instructrec_jax.training.training_config import SemiSupervisedConfig
 
 networks = task_cases.networks  # a fixture
 HALF = task_cases.COUNT // 2

@@ -9,7 +9,8 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
+from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.distributed.mesh_config import MeshConfig
 from instructrec_jax.training.state import (
     WINDOW,
     create_state,

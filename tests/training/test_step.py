@@ -14,8 +14,8 @@ from transformers import BertForSequenceClassification
 from instructrec_jax.data.batch import BatchTexts, Text, lay_out
 from instructrec_jax.data.loader import pack
 from instructrec_jax.data.packing import Plan, fit, unpacked
-from instructrec_jax.training.optimizer import OptimizerConfig
 from instructrec_jax.training.step import batch_dropout_keys
+from instructrec_jax.training.training_config import OptimizerConfig
 
 # Adam divides by |gradient|, so where a gradient is all rounding its update is too; plain comparisons of parameters
 # after steps therefore use this epsilon. Losses and gradients themselves are compared to 1e-5.

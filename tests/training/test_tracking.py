@@ -13,7 +13,8 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from instructrec_jax.files import read_jsonl
-from instructrec_jax.training.tracking import TIMING_FIELDS, Tracker, TrackingConfig, progress_bar
+from instructrec_jax.training.tracking import TIMING_FIELDS, Tracker, progress_bar
+from instructrec_jax.training.training_config import TrackingConfig
 
 QUIET = TrackingConfig(tensorboard=False)
 

@@ -10,7 +10,8 @@ from transformers import AutoConfig
 
 from instructrec_jax.backbones.folder import FAMILIES
 from instructrec_jax.backbones.network_config import OWN_TYPES
-from instructrec_jax.training.optimizer import OptimizerConfig, decaying
+from instructrec_jax.training.optimizer import decaying
+from instructrec_jax.training.training_config import OptimizerConfig
 
 # Names of transformers' modules -> those in its files, where they differ.
 ATTENTION = {"attention.o_proj": "attention.output.dense"} | {

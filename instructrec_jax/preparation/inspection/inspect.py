@@ -5,16 +5,13 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.fields import FieldMapper, FieldsConfig, look_up
-from instructrec_jax.data.templates import TemplateName
 from instructrec_jax.files import jsonl_writer, write_text
 from instructrec_jax.preparation.inspection.columns import TIMES, Profile, Row, RowStream, filled, profile, time_of
 from instructrec_jax.preparation.inspection.guessing import AnswerPlace, answer_place, guess, with_answers
@@ -22,42 +19,7 @@ from instructrec_jax.preparation.inspection.sizing import length_settings, open_
 from instructrec_jax.preparation.inspection.splitting import LEFT_OUT, SPLITS, Parts, Rows, divide
 from instructrec_jax.preparation.inspection.table import Guess, Setting, Table
 from instructrec_jax.preparation.inspection.writing import configuration
-
-ShownKind = Literal["file", "datasets"]
-
-
-@dataclass(kw_only=True)
-class InspectConfig:
-    """Show what data files would become and, with `out`, write a configuration that trains on them."""
-
-    out: str = ""
-    """the YAML file to write; the splits go to a folder beside it (my.yaml: my.data/); empty: only show"""
-    files: list[str] = field(default_factory=list)
-    """data files: jsonl, json, csv, tsv or parquet, also .gz; given without --files"""
-    backbone: str | None = None
-    """HuggingFace folder or hub id; by default all-MiniLM-L6-v2; language models have no default"""
-    target: str | None = None
-    """column to learn to predict, where several may be meant"""
-    seed: int = 0
-    """of the splits"""
-    validation: float = 0.1
-    """share of the rows for validation"""
-    test: float = 0.1
-    """share of the rows for test"""
-    overwrite: bool = False
-    """replace `out` and its folder of splits"""
-    kind: ShownKind = "file"
-    """without `out`: datasets: FILE is a data set of HuggingFace, by name or folder"""
-    split: str = "train"
-    """without `out`: of a data set"""
-    fields: FieldsConfig = field(default_factory=FieldsConfig)
-    """without `out`: columns of each field of an example, as data.train's"""
-    template: TemplateName = "auto"
-    """without `out`: as task.template"""
-    enable_thinking: bool | None = None
-    """without `out`: as task.enable_thinking"""
-    max_length: int = DataConfig.max_length
-    """without `out`: as data.max_length"""
+from instructrec_jax.preparation.own_config import InspectConfig
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ from instructrec_jax.data.sources import with_usual_fields
 from instructrec_jax.data.templates import TEMPLATES, Template
 from instructrec_jax.data.unread import unread_note
 from instructrec_jax.preparation.inspection.columns import SAMPLE
-from instructrec_jax.preparation.inspection.inspect import InspectConfig
 from instructrec_jax.preparation.inspection.sizing import Network, open_network
+from instructrec_jax.preparation.own_config import InspectConfig
 
 log = logging.getLogger(__name__)
 

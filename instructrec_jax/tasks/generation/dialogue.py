@@ -6,26 +6,17 @@ encoder–decoder.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.fingerprints import fingerprint
-from instructrec_jax.data.prompts import question, render
+from instructrec_jax.data.prompts import question, references, render
 from instructrec_jax.metrics.text import OF_ONE, bleu, distinct, require_bleu, resampled_bleu, sentence_chrf
-from instructrec_jax.tasks.base import Encoded, TaskConfig, TaskContext
+from instructrec_jax.tasks.base import Encoded
 from instructrec_jax.tasks.generation.nearest_answer import nearest_answers
-from instructrec_jax.tasks.generation.written_answers import Judgement, WritingConfig, WritingTask, references
-
-
-@TaskConfig.register_subclass("dialogue")
-@dataclass
-class DialogueConfig(WritingConfig):
-    """Generate the last turn of a conversation (`messages`); train on all turns of the assistant."""
-
-    def build(self, context: TaskContext) -> "DialogueTask":
-        return DialogueTask(self, context)
+from instructrec_jax.tasks.generation.written_answers import Judgement, WritingTask
 
 
 class DialogueTask(WritingTask):

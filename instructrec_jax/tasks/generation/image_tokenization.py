@@ -1,9 +1,8 @@
 """Image tokenization: an autoencoder learns to write an image as a grid of codes, and to draw it from them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,24 +21,13 @@ from instructrec_jax.data.media.pixels import PixelReader
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import question, shown_input
 from instructrec_jax.tasks.answers import CaseRecord, CodesAnswer, Shown
-from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Network, Task, TaskConfig, TaskContext, name_of
+from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Network, Task, TaskContext, name_of
+from instructrec_jax.tasks.generation.writing_config import ImageTokenizationConfig
 from instructrec_jax.tasks.images import read_images
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.scores import Scores
 
 PROTOCOL = "PSNR of pixels from 0 to 1, rounded to 8 bits, as the network reads them"
-
-
-@TaskConfig.register_subclass("image_tokenization")
-@dataclass
-class ImageTokenizationConfig(TaskConfig):
-    """Learn to write images as codes, and to draw them from these (an image tokenizer)."""
-
-    reads_images: ClassVar[bool] = True
-    draws_images: ClassVar[bool] = True
-
-    def build(self, context: TaskContext) -> "ImageTokenizationTask":
-        return ImageTokenizationTask(self, context)
 
 
 class ImageTokenizationTask(Task):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,6 @@ from instructrec_jax.data.own_template import OwnTemplate, special_tokens
 from instructrec_jax.data.prompts import (
     Pieces,
     Rendering,
-    TemplateName,
     Tokens,
     all_text,
     answer,
@@ -42,18 +41,9 @@ from instructrec_jax.inference.text import TokenTexts
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.tasks.answers import Answer, TextAnswer
 from instructrec_jax.tasks.averaging import Judged, OutputKind
-from instructrec_jax.tasks.base import (
-    Encoded,
-    LossInputs,
-    Model,
-    Network,
-    Task,
-    TaskConfig,
-    TaskContext,
-    examples_of,
-    name_of,
-)
+from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Network, Task, TaskContext, examples_of, name_of
 from instructrec_jax.tasks.generation.ngram import KneserNey
+from instructrec_jax.tasks.generation.writing_config import LanguageModelConfig
 from instructrec_jax.tasks.generation.written_objectives import written_objectives
 from instructrec_jax.tasks.images import are_words, cut_pictured, decode_once, marked, tokenize_pictured, with_pictures
 from instructrec_jax.tasks.objective import Choice, Objective
@@ -62,29 +52,8 @@ from instructrec_jax.tasks.scores import Scores, owners_of
 from instructrec_jax.tasks.targets import TokenLabels
 from instructrec_jax.tasks.texts import tokenize, too_long
 
-# Named, because --help shows a setting's comment only where its type is a plain name.
-TrainOn = Literal["completions", "all"]
 NGRAM_ORDER = 5
 T = TypeVar("T")
-
-
-@TaskConfig.register_subclass("language_model")
-@dataclass
-class LanguageModelConfig(TaskConfig):
-    """Generate the answer to an instruction."""
-
-    answers_are_text: ClassVar[bool] = True
-    asks_about_images: ClassVar[bool] = True
-    train_on: TrainOn = "completions"  # completions: the assistant's turns with end tokens; all: every token (decoders)
-    template: TemplateName = "auto"  # auto: the tokenizer's chat template, else alpaca (encoder–decoders: plain)
-    enable_thinking: bool | None = None  # passed to the tokenizer's chat template; null: its default
-    date: str = "2024-07-26"  # fixed date for the tokenizer's chat template, for reproducible runs
-    label_smoothing: float = 0.0  # probability mass spread over all tokens (training only)
-    z_loss: float = 0.0  # weight of logsumexp(logits)² in the training loss; 1e-4 stabilizes large models
-    max_target_length: int | None = None  # encoder–decoders: maximum tokens of an answer; null: data.max_length
-
-    def build(self, context: TaskContext) -> "LanguageModelTask":
-        return LanguageModelTask(self, context)
 
 
 @storable

@@ -9,8 +9,7 @@ Classification").
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -23,67 +22,21 @@ from instructrec_jax.arrays import Array
 from instructrec_jax.data.batch import Batch, BatchTexts, PerText, PerToken, Text, end_to_end
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.prompts import references
 from instructrec_jax.metrics.classification import classification_metrics, classification_report
 from instructrec_jax.tasks.answers import CaseRecord, Shown, TextAnswer
-from instructrec_jax.tasks.base import (
-    Encoded,
-    LossInputs,
-    Model,
-    Network,
-    Task,
-    TaskConfig,
-    TaskContext,
-    examples_of,
-    name_of,
-)
+from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Network, Task, TaskContext, examples_of, name_of
 from instructrec_jax.tasks.generation.translation import judge_translations, nearest_translation
-from instructrec_jax.tasks.generation.written_answers import references, scores_of_texts, shown_text
+from instructrec_jax.tasks.generation.writing_config import PositionTranslationConfig, split
+from instructrec_jax.tasks.generation.written_answers import scores_of_texts, shown_text
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.scores import Scores
 from instructrec_jax.tasks.texts import tokenize
-
-# Named, because --help shows a setting's comment only where its type is a plain name.
-Unit = Literal["character", "word"]
-Form = Literal["aligned", "ctc"]
 
 NOTHING, UNKNOWN = 0, 1  # the head's first outputs: end (or blank), and unknown token
 SPECIAL = ("<nothing>", "<unknown>")
 REPORTED = 30  # most frequent tokens, listed in the report
 NEVER = -1e30  # log-probability of the impossible; -inf would make gradients NaN
-
-
-@TaskConfig.register_subclass("position_translation")
-@dataclass
-class PositionTranslationConfig(TaskConfig):
-    """Translate `input` (else the instruction) with a classifier over the target vocabulary at every position."""
-
-    form: Form = "aligned"  # aligned: token i at position i, by cross-entropy; ctc: any positions in order
-    unit: Unit = "character"  # token of the translation
-    vocabulary: list[str] = field(default_factory=list)  # output tokens; []: the most frequent tokens of data.train
-    max_vocabulary: int = 8000  # maximum size of a vocabulary from data.train
-    length_ratio: float = 2.0  # positions per token of the source
-    augmented_by: ClassVar[tuple[str, ...]] = ("synonyms", "typos", "paraphrase")
-
-    def build(self, context: TaskContext) -> "PositionTranslationTask":
-        return PositionTranslationTask(self, context)
-
-    def text_fields(self, task: str) -> tuple[str, ...]:
-        return ("output",)
-
-    @property
-    def complete(self) -> bool:
-        return bool(self.vocabulary)
-
-    def learn(self, examples: Sequence[Example]) -> "PositionTranslationConfig":
-        counts = Counter(token for e in examples for text in references(e) for token in split(text, self.unit))
-        known = sorted(counts, key=lambda token: (-counts[token], token))
-        return replace(self, vocabulary=known[: self.max_vocabulary])
-
-
-def split(text: str, unit: Unit) -> list[str]:
-    """The tokens of a translation. For characters, any white space is one space."""
-    words = text.split()
-    return words if unit == "word" else list(" ".join(words))
 
 
 @jax.tree_util.register_dataclass

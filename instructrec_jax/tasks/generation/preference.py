@@ -8,14 +8,14 @@ training. These are computed once, at the start, and kept in the state's buffers
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from instructrec_jax.adapters import losses
-from instructrec_jax.adapters.preferences import LOSSES, PreferenceLoss, has_reference, preference_losses
+from instructrec_jax.adapters.preferences import LOSSES, has_reference, preference_losses
 from instructrec_jax.adapters.soft_targets import SoftOutputs
 from instructrec_jax.arrays import Array
 from instructrec_jax.backbones.layers import DropoutKeys
@@ -23,7 +23,7 @@ from instructrec_jax.data.batch import Batch, BatchTexts, PerExample, PerToken, 
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
-from instructrec_jax.data.prompts import TemplateName, answer, question, shown_input
+from instructrec_jax.data.prompts import answer, question, shown_input
 from instructrec_jax.tasks.answers import CaseRecord
 from instructrec_jax.tasks.averaging import Judged
 from instructrec_jax.tasks.base import (
@@ -31,42 +31,20 @@ from instructrec_jax.tasks.base import (
     LossInputs,
     Network,
     Task,
-    TaskConfig,
     TaskContext,
     examples_of,
     in_microbatches,
     name_of,
 )
 from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask, Whole
-from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, output_layer
+from instructrec_jax.tasks.generation.language_model import output_layer
+from instructrec_jax.tasks.generation.writing_config import PreferenceConfig
 from instructrec_jax.tasks.prediction import WINDOW, Predict
 from instructrec_jax.tasks.scores import Scores, owners_of
 from instructrec_jax.tasks.texts import too_long
 
 ONCE = 2**31  # steps between computations of the reference: only at the start
 Rows = tuple["Batch[None]", Array, Array]  # texts, labels and weights of their tokens
-
-
-@TaskConfig.register_subclass("preference")
-@dataclass
-class PreferenceConfig(LanguageModelConfig):
-    """Prefer one answer to others (DPO, IPO, ORPO): output is the better answer, candidates are the worse ones."""
-
-    asks_about_images: ClassVar[bool] = False
-
-    loss: PreferenceLoss = "dpo"  # dpo: over a list, its softmax form; ipo; orpo: without a reference
-    beta: float = 0.1  # strength of the reference (dpo, ipo), or weight of the odds ratio (orpo)
-    # Repeated from the parent class: --help finds comments along one line of ancestors only.
-    template: TemplateName = "auto"  # auto: the tokenizer's chat template, else alpaca (encoder–decoders: plain)
-    enable_thinking: bool | None = None  # passed to the tokenizer's chat template; null: its default
-    date: str = "2024-07-26"  # fixed date for the tokenizer's chat template, for reproducible runs
-    max_target_length: int | None = None  # encoder–decoders: maximum tokens of an answer; null: data.max_length
-
-    def text_fields(self, task: str) -> tuple[str, ...]:
-        return ("output", "candidates")
-
-    def build(self, context: TaskContext) -> "PreferenceTask":
-        return PreferenceTask(self, context)
 
 
 @storable

@@ -2,32 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.prompts import references
 from instructrec_jax.metrics.answers import exact_match, f1
-from instructrec_jax.tasks.base import TaskConfig, TaskContext
-from instructrec_jax.tasks.generation.written_answers import (
-    Judgement,
-    WritingConfig,
-    WritingTask,
-    by_language,
-    references,
-)
+from instructrec_jax.tasks.generation.written_answers import Judgement, WritingTask, by_language
 from instructrec_jax.tasks.scores import owners_of
-
-
-@TaskConfig.register_subclass("question_answering")
-@dataclass
-class QuestionAnsweringConfig(WritingConfig):
-    """Generate the answer to a question, from a context (`input`) or closed-book."""
-
-    max_new_tokens: int = 32  # maximum tokens of a generated answer in evaluation
-
-    def build(self, context: TaskContext) -> "QuestionAnsweringTask":
-        return QuestionAnsweringTask(self, context)
 
 
 def judge_answers(examples: Sequence[Example], answers: Sequence[str], targets: Sequence[Sequence[str]]) -> Judgement:

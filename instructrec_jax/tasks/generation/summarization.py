@@ -2,36 +2,20 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.prompts import references
 from instructrec_jax.metrics.language import has_cjk, units
 from instructrec_jax.metrics.text import ROUGE_WORDS, require_rouge, rouge
-from instructrec_jax.tasks.base import TaskConfig, TaskContext
-from instructrec_jax.tasks.generation.written_answers import (
-    Judgement,
-    WritingConfig,
-    WritingTask,
-    references,
-    with_one_answer,
-)
+from instructrec_jax.tasks.base import TaskContext
+from instructrec_jax.tasks.generation.writing_config import SummarizationConfig
+from instructrec_jax.tasks.generation.written_answers import Judgement, WritingTask, with_one_answer
 
 # A full stop of Latin, Arabic or Indic script ends a sentence only before a space; a Chinese one always does.
 SENTENCE = re.compile(r"(?<=[.!?\u061f\u06d4\u0964])\s+|(?<=[。！？])\s*|\n+")
-
-
-@TaskConfig.register_subclass("summarization")
-@dataclass
-class SummarizationConfig(WritingConfig):
-    """Generate a summary of `input`."""
-
-    lead: int = 1  # number of sentences of the lead baseline
-    say_length: bool = False  # state the first reference's length in the instruction, in training and evaluation
-
-    def build(self, context: TaskContext) -> "SummarizationTask":
-        return SummarizationTask(self, context)
 
 
 def sentences(text: str) -> list[str]:

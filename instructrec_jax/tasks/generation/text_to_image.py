@@ -6,10 +6,9 @@ those of its decoder's own vocabulary.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +23,15 @@ from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.data.media.drawing import data_uri, picture_file
 from instructrec_jax.data.media.picture import Picture, picture
 from instructrec_jax.data.prompts import question, render
-from instructrec_jax.data.templates import TemplateName
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.ranking import Ranks, hit_rate
 from instructrec_jax.tasks.answers import ImageAnswer, Shown, ShownOutput
-from instructrec_jax.tasks.base import Encoded, LossInputs, Network, Task, TaskConfig, TaskContext, name_of
+from instructrec_jax.tasks.base import Encoded, LossInputs, Network, Task, TaskContext, name_of
 from instructrec_jax.tasks.generation.caption_text import normalized
 from instructrec_jax.tasks.generation.image_codec import FOLDER, CodeTexts, ImageCodec, text_of_codes
 from instructrec_jax.tasks.generation.image_judge import CANDIDATES, ImageJudge
-from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask, NextTokens
+from instructrec_jax.tasks.generation.language_model import LanguageModelTask, NextTokens
+from instructrec_jax.tasks.generation.writing_config import TextToImageConfig
 from instructrec_jax.tasks.objective import Choice, Objective
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.scores import Scores
@@ -41,28 +40,6 @@ from instructrec_jax.tasks.targets import TokenLabels
 BLANK_SITE = 1 << 22  # of the keys that choose blank prompts: no backbone, head or LoRA has this site
 CUTOFFS = (1, 5)
 SHOWN = 16
-
-
-@TaskConfig.register_subclass("text_to_image")
-@dataclass
-class TextToImageConfig(LanguageModelConfig):
-    """Draw what an instruction says: write the codes of an image tokenizer."""
-
-    answers_are_text: ClassVar[bool] = False
-    asks_about_images: ClassVar[bool] = False
-    draws_texts: ClassVar[bool] = True
-    template: TemplateName = "plain"  # how a prompt is written; plain: the instruction alone
-    tokenizer: str = ""  # folder of an image tokenizer; "": the copy in the folder of the backbone, run or export
-    blank_prompts: float = 0.1  # share of prompts that training leaves blank, for guidance; 0: none
-    guidance_scale: float = 3.0  # of evaluations: above 1, pictures are closer to the prompt and vary less
-    temperature: float = 1.0  # of evaluations
-    judge: str = ""  # folder of a CLIP or SigLIP that finds the captions of pictures in evaluations; "": none
-
-    def text_fields(self, task: str) -> tuple[str, ...]:
-        return ()
-
-    def build(self, context: TaskContext) -> "TextToImageTask":
-        return TextToImageTask(self, context)
 
 
 class TextToImageTask(LanguageModelTask):

@@ -2,41 +2,21 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.prompts import shown_input
+from instructrec_jax.data.prompts import references, shown_input
 from instructrec_jax.inference.generation_config import speech_prefix
 from instructrec_jax.metrics.speech import PROTOCOL, error_rates
-from instructrec_jax.tasks.base import Encoded, TaskConfig, TaskContext, examples_of, name_of
+from instructrec_jax.tasks.base import Encoded, TaskContext, examples_of, name_of
 from instructrec_jax.tasks.generation.language_model import NextTokens
-from instructrec_jax.tasks.generation.written_answers import (
-    Judgement,
-    WritingConfig,
-    WritingTask,
-    references,
-    scores_of_texts,
-    with_one_answer,
-)
+from instructrec_jax.tasks.generation.writing_config import TranscriptionConfig
+from instructrec_jax.tasks.generation.written_answers import Judgement, WritingTask, scores_of_texts, with_one_answer
 from instructrec_jax.tasks.images import read_images
 from instructrec_jax.tasks.scores import Scores
-
-
-@TaskConfig.register_subclass("transcription")
-@dataclass
-class TranscriptionConfig(WritingConfig):
-    """Write the words of a sound."""
-
-    reads_sounds: ClassVar[bool] = True
-    augmented_by: ClassVar[tuple[str, ...]] = ()
-
-    def build(self, context: TaskContext) -> "TranscriptionTask":
-        return TranscriptionTask(self, context)
 
 
 class TranscriptionTask(WritingTask):

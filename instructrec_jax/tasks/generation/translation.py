@@ -1,33 +1,14 @@
 """Translation by a language model (decoder or encoder–decoder): BLEU and chrF."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.prompts import references
 from instructrec_jax.metrics.text import OF_ONE, bleu, chrf, require_bleu, resampled_bleu, sentence_chrf
-from instructrec_jax.tasks.base import TaskConfig, TaskContext
 from instructrec_jax.tasks.generation.nearest_answer import nearest_answers
-from instructrec_jax.tasks.generation.written_answers import (
-    Judgement,
-    WritingConfig,
-    WritingTask,
-    by_language,
-    references,
-)
-
-
-@TaskConfig.register_subclass("translation")
-@dataclass
-class TranslationConfig(WritingConfig):
-    """Translate `input`."""
-
-    augmented_by: ClassVar[tuple[str, ...]] = ("synonyms", "typos", "paraphrase")
-
-    def build(self, context: TaskContext) -> "TranslationTask":
-        return TranslationTask(self, context)
+from instructrec_jax.tasks.generation.written_answers import Judgement, WritingTask, by_language
 
 
 def judge_translations(answers: Sequence[str], targets: Sequence[Sequence[str]]) -> Judgement:

@@ -14,26 +14,19 @@ from instructrec_jax.backbones.folder import read_config
 from instructrec_jax.backbones.reading import answer_limit, input_limit
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
-from instructrec_jax.data.prompts import answer, render
+from instructrec_jax.data.prompts import references, render
 from instructrec_jax.inference.decoding import check_prompts
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.bootstrap import CorpusMetric
 from instructrec_jax.metrics.language import KANA, has_cjk
 from instructrec_jax.tasks.answers import CaseRecord, Shown, ShownOutput
 from instructrec_jax.tasks.base import Encoded, TaskContext, examples_of
-from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask
+from instructrec_jax.tasks.generation.language_model import LanguageModelTask
+from instructrec_jax.tasks.generation.writing_config import WritingConfig
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.scores import Scores, owners_of, unless_unfit
 
 Rule = Callable[[Sequence[Example]], list[str]]
-
-
-@dataclass
-class WritingConfig(LanguageModelConfig):
-    """Settings of a task that is scored on generated text."""
-
-    max_new_tokens: int = 64  # maximum tokens of a generated answer in evaluation
-    beams: int = 1  # beam width; 1: greedy decoding
 
 
 @dataclass
@@ -57,14 +50,6 @@ class Judgement:
     segments: dict[str, np.ndarray] = field(default_factory=dict)
     corpus: dict[str, CorpusMetric] = field(default_factory=dict)
     owners: np.ndarray | None = None
-
-
-def references(example: Example) -> list[str]:
-    """All acceptable answers, at least one."""
-    if isinstance(example.output, tuple):
-        return list(example.output)
-    said = answer(example)
-    return [] if said is None else [said]
 
 
 def by_language(examples: Sequence[Example], texts: Sequence[str]) -> dict[str, np.ndarray]:

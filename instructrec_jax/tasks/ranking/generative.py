@@ -8,53 +8,26 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
 from instructrec_jax.data.batch import BatchTexts, end_to_end
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.prompts import TemplateName, question
+from instructrec_jax.data.prompts import question
 from instructrec_jax.inference.code_search import CodeTrie
 from instructrec_jax.ranking.semantic_ids import CODES, FOLDER, SemanticIds
 from instructrec_jax.tasks.answers import ItemsAnswer
-from instructrec_jax.tasks.base import Encoded, Task, TaskConfig, TaskContext, name_of
+from instructrec_jax.tasks.base import Encoded, Task, TaskContext, name_of
 from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
-from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask, TrainOn
+from instructrec_jax.tasks.generation.language_model import LanguageModelTask
 from instructrec_jax.tasks.prediction import Predict
-from instructrec_jax.tasks.ranking.ranking_task import RankingConfig, RankingTask, Target
+from instructrec_jax.tasks.ranking.ranking_config import GenerativeConfig
+from instructrec_jax.tasks.ranking.ranking_task import RankingTask, Target
 from instructrec_jax.tasks.scores import Scores
 from instructrec_jax.tasks.targets import TokenLabels
 
 MISSED = 1.0  # nats below the last item found: the score of all others
-
-
-@TaskConfig.register_subclass("generative")
-@dataclass
-class GenerativeConfig(RankingConfig, LanguageModelConfig):
-    """Recommend by writing the codes of an item (semantic ids)."""
-
-    asks_about_images: ClassVar[bool] = False
-    answers_are_text: ClassVar[bool] = False
-    augmented_by: ClassVar[tuple[str, ...]] = ()  # codes in a prompt are no words
-
-    beams: int = 50  # items found for an instruction, and prefixes of codes kept on the way
-    history_limit: int = 20  # codes of the last N items of the history that the prompt ends with; 0: none
-    # Repeated from LanguageModelConfig: --help finds comments along one line of ancestors only.
-    train_on: TrainOn = "completions"  # completions: the codes with their end token; all: every token (decoders only)
-    template: TemplateName = "plain"  # how a prompt is written; plain: the instruction alone
-    enable_thinking: bool | None = None  # passed to the tokenizer's chat template; null: its default
-    date: str = "2024-07-26"  # fixed date for the tokenizer's chat template, for reproducible runs
-    label_smoothing: float = 0.0  # probability mass spread over all tokens (training only)
-    z_loss: float = 0.0  # weight of logsumexp(logits)² in the training loss; 1e-4 stabilizes large models
-    max_target_length: int | None = None  # left out: an answer has one token for each level, and an end token
-
-    def text_fields(self, task: str) -> tuple[str, ...]:
-        return ()
-
-    def build(self, context: TaskContext) -> "GenerativeTask":
-        return GenerativeTask(self, context)
 
 
 @storable

@@ -11,22 +11,22 @@ Training uses the same questions: the answer is the positive item's name, yes or
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
 
 import numpy as np
 
 from instructrec_jax.data.batch import BatchTexts, Text, end_to_end
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.prompts import TemplateName, question, render
+from instructrec_jax.data.prompts import question, render
 from instructrec_jax.inference.likelihood import normalized
-from instructrec_jax.tasks.base import Encoded, Task, TaskConfig, TaskContext, name_of
+from instructrec_jax.tasks.base import Encoded, Task, TaskContext, name_of
 from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
-from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask, TrainOn
+from instructrec_jax.tasks.generation.language_model import LanguageModelTask
 from instructrec_jax.tasks.objective import Choice, Objective, Reading
 from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.tasks.ranking.ranking_config import LanguageModelRankingConfig
 from instructrec_jax.tasks.ranking.ranking_task import Target
-from instructrec_jax.tasks.ranking.reranker import RerankingConfig, RerankingTask
+from instructrec_jax.tasks.ranking.reranker import RerankingTask
 from instructrec_jax.tasks.scores import Scores
 from instructrec_jax.tasks.targets import TokenLabels
 
@@ -34,8 +34,6 @@ MOST_PAIRED = 20  # maximum candidates of a tournament, which asks about every p
 ANSWERS = 4096  # answers tokenized and scored at a time
 WRITTEN = ("pointwise", "request", "preference", "relatedness")  # forms of examples whose output is not an item
 
-# Named, because --help shows a setting's comment only where its type is a plain name.
-Form = Literal["likelihood", "choice", "yes_no", "pairwise"]
 QUESTIONS = {
     "choice": "Choose one of these:\n{candidates}",
     "yes_no": "Is {candidate} the right choice? Answer {yes} or {no}.",
@@ -46,32 +44,6 @@ SLOTS = {
     "yes_no": {"candidate", "yes", "no"},
     "pairwise": {"first", "second"},
 }
-
-
-@TaskConfig.register_subclass("language_model_ranking")
-@dataclass
-class LanguageModelRankingConfig(RerankingConfig, LanguageModelConfig):
-    """Rank candidates by their likelihood as answers under a language model."""
-
-    asks_about_images: ClassVar[bool] = False
-
-    form: Form = "likelihood"  # of names; choice: with the candidates listed; yes_no per candidate; pairwise
-    alpha: float = 1.0  # log-likelihoods are divided by (number of tokens) ** alpha; 0: not normalized
-    end_token: bool = True  # score the end token of the answer with the name
-    yes: str = "yes"  # answer of yes_no for a positive candidate
-    no: str = "no"  # answer of yes_no for a negative candidate
-    question: str | None = None  # question after the instruction in the other forms; null: a built-in question
-    # Repeated from LanguageModelConfig: --help finds comments along one line of ancestors only.
-    train_on: TrainOn = "completions"  # completions: names with their end tokens; all: every token (decoders only)
-    template: TemplateName = "auto"  # auto: the tokenizer's chat template, else alpaca (encoder–decoders: plain)
-    enable_thinking: bool | None = None  # passed to the tokenizer's chat template; null: its default
-    date: str = "2024-07-26"  # fixed date for the tokenizer's chat template, for reproducible runs
-    label_smoothing: float = 0.0  # probability mass spread over all tokens (training only)
-    z_loss: float = 0.0  # weight of logsumexp(logits)² in the training loss; 1e-4 stabilizes large models
-    max_target_length: int | None = None  # encoder–decoders: maximum tokens of an answer; null: data.max_length
-
-    def build(self, context: TaskContext) -> "LanguageModelRankingTask":
-        return LanguageModelRankingTask(self, context)
 
 
 @storable

@@ -2,9 +2,9 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 
@@ -40,9 +40,10 @@ from instructrec_jax.ranking.positions import position_report
 from instructrec_jax.ranking.tuned_baselines import TUNED, tuned_fits
 from instructrec_jax.tasks.answers import CaseRecord, ItemsAnswer, RankedItem, Shown
 from instructrec_jax.tasks.averaging import Judged, OutputKind
-from instructrec_jax.tasks.base import Encoded, Task, TaskConfig, TaskContext, examples_of
+from instructrec_jax.tasks.base import Encoded, Task, TaskContext, examples_of
 from instructrec_jax.tasks.objective import Choice, Objective, contrast, refuse_word
 from instructrec_jax.tasks.prediction import Predict
+from instructrec_jax.tasks.ranking.ranking_config import RankingConfig
 from instructrec_jax.tasks.ranking.reasons import asked_for, reason
 from instructrec_jax.tasks.scores import Scores, owner_of, owners_of
 from instructrec_jax.tasks.texts import rendered, tokenize
@@ -52,23 +53,6 @@ SEGMENTS = ("wording", "template_wording", "template", "form", "preference", "in
 NOTES = {"coKNN-source": "coKNN normalized by the popularity of the known item, not of the positive item."}
 MOST_JUDGED = 10_000_000  # scores of each member by which weights are tuned
 REMEMBERED = 8  # sets of cases whose candidates are cached, since several rankings are scored on the same cases
-
-# Named, because --help shows a setting's comment only where its type is a plain name.
-Pooling = Literal["cls", "mean", "max", "mean_sqrt_len"]
-Ties = Literal["average", "against"]
-
-
-@dataclass
-class RankingConfig(TaskConfig):
-    """Rank the items of a catalogue."""
-
-    ranks_catalogue: ClassVar[bool] = True
-    catalogue: str = "data/films"  # folder of the catalogue: items.parquet (columns id, title, text)
-    protocols: list[str] = field(default_factory=lambda: ["full"])  # full, uni9, uni99, pop99, hard9, listed, FILE
-    cutoffs: list[int] = field(default_factory=lambda: [1, 3, 5, 10, 20])  # k of HR@k and NDCG@k
-    ties: Ties = "average"  # tied scores: mean over all orders, or against the positive item
-    mask_seen: bool = True  # remove history items from the ranking, except positive items
-    orders: int = 0  # rerankers: report the position bias over N orders of the candidates; 0: off
 
 
 @storable

@@ -5,9 +5,8 @@ It costs more than a dual encoder, which encodes each item once, but every layer
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,28 +21,16 @@ from instructrec_jax.data.batch import Batch, BatchTexts, PerExample, Text, Text
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import check_fast, render
-from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Network, TaskConfig, TaskContext, in_microbatches
+from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Network, TaskContext, in_microbatches
 from instructrec_jax.tasks.objective import Choice, Objective
 from instructrec_jax.tasks.prediction import Predict
-from instructrec_jax.tasks.ranking.ranking_task import RankingConfig, RankingTask, Target
+from instructrec_jax.tasks.ranking.ranking_config import RerankerConfig, RerankingConfig
+from instructrec_jax.tasks.ranking.ranking_task import RankingTask, Target
 from instructrec_jax.tasks.targets import TextTargets
 from instructrec_jax.tasks.texts import knows_pairs
 
 MOST_ITEMS = 1000  # largest catalogue that can be ranked as a whole
 PAIRS = 4096  # texts scored at a time
-
-# Named, because --help shows a setting's comment only where its type is a plain name.
-RerankerLoss = Literal["pointwise", "listwise"]
-Draw = Literal["uniform", "popularity"]
-
-
-@dataclass
-class RerankingConfig(RankingConfig):
-    """Rank given candidates."""
-
-    protocols: list[str] = field(default_factory=lambda: ["uni99"])  # uni9, uni99, pop99, hard9, listed, FILE or full
-    negatives: int = 4  # negatives per training example: of its candidates, else random items
-    draw: Draw = "uniform"  # distribution of random negatives (items outside of the history)
 
 
 class RerankingTask(RankingTask):
@@ -108,18 +95,6 @@ class PairLists:
 
     pairs: TextNumbers
     present: PerExample
-
-
-@TaskConfig.register_subclass("reranker")
-@dataclass
-class RerankerConfig(RerankingConfig):
-    """Rank candidates with a cross-encoder of the instruction and each item's text."""
-
-    loss: RerankerLoss = "pointwise"  # pointwise: sigmoid per pair; listwise: softmax over an example's pairs
-    item_length: int | None = None  # maximum tokens of an item's text, cut at the end; null: no limit
-
-    def build(self, context: TaskContext) -> "RerankerTask":
-        return RerankerTask(self, context)
 
 
 class RerankerTask(RerankingTask):

@@ -6,7 +6,6 @@ A pair of networks (CLIP, SigLIP) also reads the items' pictures: an item is its
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,25 +24,13 @@ from instructrec_jax.data.media.text_images import TextImages
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.ranking.catalogue import has_splits
 from instructrec_jax.ranking.item_pictures import item_pictures, looks_like, picture_folder
-from instructrec_jax.tasks.base import (
-    Encoded,
-    LossInputs,
-    Model,
-    Network,
-    TaskConfig,
-    TaskContext,
-    in_microbatches,
-)
+from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Network, TaskContext, in_microbatches
 from instructrec_jax.tasks.captions import Captions, beside_image, image_alone
 from instructrec_jax.tasks.objective import Choice, Objective
 from instructrec_jax.tasks.prediction import Predict
-from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig, RankingTask, Target
-from instructrec_jax.tasks.search_space import Range, SearchSpace
+from instructrec_jax.tasks.ranking.ranking_config import RetrievalConfig
+from instructrec_jax.tasks.ranking.ranking_task import RankingTask, Target
 from instructrec_jax.tasks.texts import with_default_prompt
-
-# Named, because --help shows a setting's comment only where its type is a plain name.
-Softmax = Literal["in_batch", "sampled", "full"]
-ItemInputs = Literal["text", "picture", "both"]
 
 
 @jax.tree_util.register_dataclass
@@ -70,33 +57,6 @@ class ItemCandidates:
     other_positives: PerExample | None
 
 
-@TaskConfig.register_subclass("retrieval")
-@dataclass
-class RetrievalConfig(RankingConfig):
-    """Find the items of a catalogue that fit an instruction, by vector similarity."""
-
-    softmax: Softmax = "in_batch"  # negatives of a positive item: of the batch, sampled, or the whole catalogue
-    negatives: int = 64  # for sampled: random items per batch, shared by its examples
-    log_q: bool = False  # for in_batch and sampled: logQ correction for the popularity of candidates
-    refresh_every: int = 100  # for full: steps between updates of all item vectors
-    projection: int | None = None  # size of the vectors; null: the checkpoint's own projection, else none
-    pooling: Pooling | None = None  # null: the checkpoint's declared pooling
-    temperature: float = 0.05  # initial temperature of the softmax (trained)
-    items: ItemInputs = "text"  # what an item is read by; pictures need a CLIP or SigLIP and the column image
-    picture_folder: str = ""  # where paths of the catalogue's column `image` start; "": in the catalogue's folder
-
-    @property
-    def compares_images(self) -> bool:  # type: ignore[override]
-        return self.items != "text"
-
-    @property
-    def search_space(self) -> SearchSpace:
-        return {"task.temperature": Range(0.01, 0.2, log=True)}
-
-    def build(self, context: TaskContext) -> "RetrievalTask":
-        return RetrievalTask(self, with_default_prompt(context))
-
-
 class RetrievalTask(RankingTask):
     """A dual encoder trained by a softmax over items: see `loss`."""
 
@@ -104,6 +64,7 @@ class RetrievalTask(RankingTask):
     reads_unlabeled = True
 
     def __init__(self, config: RetrievalConfig, context: TaskContext):
+        context = with_default_prompt(context)
         super().__init__(config, context)
         self.refresh_every = config.refresh_every if config.softmax == "full" else 0
         self._captions = None if config.items == "text" else self._pair(context)

@@ -32,16 +32,7 @@ from instructrec_jax.data.media.picture import Picture
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
 from instructrec_jax.ranking.item_pictures import ItemPictures, PictureNetwork, looks_like, picture_folder
-from instructrec_jax.tasks.base import (
-    Encoded,
-    LossInputs,
-    Model,
-    Network,
-    TaskConfig,
-    TaskContext,
-    in_microbatches,
-    name_of,
-)
+from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Network, TaskContext, in_microbatches, name_of
 from instructrec_jax.tasks.objective import Choice, Objective
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.next_items import (
@@ -52,7 +43,7 @@ from instructrec_jax.tasks.ranking.next_items import (
     uniform_negatives,
 )
 from instructrec_jax.tasks.ranking.ranking_task import RankingTask, Target
-from instructrec_jax.tasks.ranking.sequence_settings import SequenceSettings
+from instructrec_jax.tasks.ranking.sequence_settings import SequenceConfig
 from instructrec_jax.tasks.texts import tokenize, with_default_prompt
 
 logger = logging.getLogger(__name__)
@@ -82,15 +73,6 @@ class SequenceTarget(Target):
     instruction: Text | None
 
 
-@TaskConfig.register_subclass("sequence")
-@dataclass
-class SequenceConfig(SequenceSettings):
-    """Predict the next item of a history, a sequence of item vectors after the instruction's vector."""
-
-    def build(self, context: TaskContext) -> "SequenceTask":
-        return SequenceTask(self, with_default_prompt(context))
-
-
 class SequenceTask(RankingTask):
     """An example's text is [0, items of its history], and the masked item if there are any; for its labels see
     `next_items`.
@@ -103,6 +85,7 @@ class SequenceTask(RankingTask):
     reads_history = True
 
     def __init__(self, config: SequenceConfig, context: TaskContext):
+        context = with_default_prompt(context)
         super().__init__(config, context)
         self.config: SequenceConfig = config
         config.check(context.max_length)

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
-from instructrec_jax.adapters.next_item import Positions
-from instructrec_jax.adapters.next_item_layers import Activation, Kind, Norm
-from instructrec_jax.tasks.ranking.ranking_task import Pooling, RankingConfig
+from instructrec_jax.adapters.adapter_config import Activation, Kind, Norm, Positions
+from instructrec_jax.tasks.ranking.ranking_config import Pooling, RankingConfig
 from instructrec_jax.tasks.search_space import Options, Range, SearchSpace
+from instructrec_jax.tasks.task_config import TaskConfig
 
 Supervise = Literal["all", "last"]
 NextItemSoftmax = Literal["full", "sampled"]
@@ -27,9 +27,12 @@ HAVE_EFFECT = {
 }
 
 
+@TaskConfig.register_subclass("sequence")
 @dataclass
-class SequenceSettings(RankingConfig):
+class SequenceConfig(RankingConfig):
     """Predict the next item of a history, a sequence of item vectors after the instruction's vector."""
+
+    task_class = "ranking.sequence:SequenceTask"
 
     text: bool = True  # encode item texts and instructions with the backbone
     ids: bool = True  # learn a vector per item (new items have none)

@@ -1,7 +1,7 @@
 """Choosing a text by its likelihood: multiple choice, response selection, labels by their names."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -9,18 +9,17 @@ from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.data.media.picture import MARK
-from instructrec_jax.data.prompts import TemplateName, question, render
+from instructrec_jax.data.prompts import question, render
 from instructrec_jax.inference.likelihood import normalized
 from instructrec_jax.tasks.answers import CaseRecord, ChoiceAnswer, Shown
-from instructrec_jax.tasks.base import Encoded, TaskConfig, TaskContext, examples_of, name_of
+from instructrec_jax.tasks.base import Encoded, TaskContext, examples_of, name_of
 from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
-from instructrec_jax.tasks.generation.language_model import LanguageModelConfig, LanguageModelTask, NextTokens, TrainOn
+from instructrec_jax.tasks.generation.language_model import LanguageModelTask, NextTokens
 from instructrec_jax.tasks.objective import Choice, Objective, Reading, contrast, one_of, refuse_word
 from instructrec_jax.tasks.prediction import WINDOW, Predict
 from instructrec_jax.tasks.scores import Scores
 from instructrec_jax.tasks.text.option_scoring import (
     Options,
-    OptionsConfig,
     check_options,
     choices,
     option_baselines,
@@ -30,31 +29,9 @@ from instructrec_jax.tasks.text.option_scoring import (
     with_candidates,
     without_answer,
 )
+from instructrec_jax.tasks.text.text_config import ChoiceConfig
 
 EMPTY = "N/A"  # content-free input (Zhao et al., 2021, "Calibrate Before Use")
-
-
-@TaskConfig.register_subclass("choice")
-@dataclass
-class ChoiceConfig(OptionsConfig, LanguageModelConfig):
-    """Choose the candidate (or the label's name) with the highest likelihood under a language model."""
-
-    alpha: float = 1.0  # log-likelihoods are divided by (number of tokens) ** alpha; 0: not normalized
-    calibrate: bool = False  # subtract the log-likelihood after a content-free input
-    # Repeated from the parent classes: --help finds comments along one line of ancestors only.
-    labels: list[str] = field(default_factory=list)  # candidates of all examples; []: each example's own
-    verbalizers: dict[str, str] = field(default_factory=dict)  # text of a label; default: its name with spaces for _
-    negatives: int = 0  # random answers of other examples as candidates, for examples without any
-    train_on: TrainOn = "completions"  # completions: answers with their end tokens; all: every token (decoders only)
-    template: TemplateName = "auto"  # auto: the tokenizer's chat template, else alpaca (encoder–decoders: plain)
-    enable_thinking: bool | None = None  # passed to the tokenizer's chat template; null: its default
-    date: str = "2024-07-26"  # fixed date for the tokenizer's chat template, for reproducible runs
-    label_smoothing: float = 0.0  # probability mass spread over all tokens (training only)
-    z_loss: float = 0.0  # weight of logsumexp(logits)² in the training loss; 1e-4 stabilizes large models
-    max_target_length: int | None = None  # encoder–decoders: maximum tokens of an answer; null: data.max_length
-
-    def build(self, context: TaskContext) -> "ChoiceTask":
-        return ChoiceTask(self, context)
 
 
 @storable

@@ -2,8 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -30,61 +29,12 @@ from instructrec_jax.metrics.classification import (
 from instructrec_jax.metrics.uncertainty import probabilities
 from instructrec_jax.tasks.answers import LabelAnswer, LabelsAnswer
 from instructrec_jax.tasks.averaging import Judged
-from instructrec_jax.tasks.base import Encoded, TaskConfig, TaskContext, examples_of
+from instructrec_jax.tasks.base import Encoded, TaskContext, examples_of
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.scores import BaselineNotFitted, Scores, owners_of
 from instructrec_jax.tasks.text.sequence_task import SequenceTask, in_blocks, texts_of
-from instructrec_jax.tasks.texts import SentencePairs
+from instructrec_jax.tasks.text.text_config import ClassificationConfig, MultilabelConfig
 from instructrec_jax.tasks.tfidf import fitted_tfidf
-
-
-@dataclass
-class LabelsConfig(TaskConfig):
-    """Settings of a task with named labels."""
-
-    labels: list[str] = field(default_factory=list)  # names in the order of the head's outputs; []: those of data.train
-
-    @property
-    def complete(self) -> bool:
-        return bool(self.labels)
-
-    @property
-    def label_names(self) -> list[str]:
-        return self.labels
-
-    def learn(self, examples: Sequence[Example]) -> TaskConfig:
-        outputs = (e.output if isinstance(e.output, tuple) else (e.output,) for e in examples)
-        labels = sorted({str(label) for each in outputs for label in each if label is not None})
-        if not labels:
-            raise ValueError(
-                f"none of the {len(examples):,} examples of data.train has an output: there are no labels."
-            )
-        return replace(self, labels=labels)
-
-
-@TaskConfig.register_subclass("classification")
-@dataclass
-class ClassificationConfig(LabelsConfig):
-    """Predict one label per text."""
-
-    sentence_pairs: SentencePairs = "auto"  # auto: encode instruction and input as a text pair, if the tokenizer can
-    reads_images: ClassVar[bool] = True
-
-    def build(self, context: TaskContext) -> "ClassificationTask":
-        return ClassificationTask(self, context)
-
-
-@TaskConfig.register_subclass("multilabel")
-@dataclass
-class MultilabelConfig(LabelsConfig):
-    """Predict any number of labels per text."""
-
-    threshold: float = 0.5  # minimum probability of a predicted label
-    sentence_pairs: SentencePairs = "auto"  # auto: encode instruction and input as a text pair, if the tokenizer can
-    reads_images: ClassVar[bool] = True
-
-    def build(self, context: TaskContext) -> "MultilabelTask":
-        return MultilabelTask(self, context)
 
 
 def check_labels(labels: list[str]) -> dict[str, int]:

@@ -1,8 +1,7 @@
 """Images and captions as vectors: contrastive tuning of CLIP and SigLIP, retrieval, and zero-shot classification."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +22,7 @@ from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import question, render, shown_input
 from instructrec_jax.metrics.ranking import Ranks, hit_rate
 from instructrec_jax.tasks.answers import ChoiceAnswer, Shown
-from instructrec_jax.tasks.base import (
-    Encoded,
-    LossInputs,
-    Model,
-    Network,
-    Task,
-    TaskConfig,
-    TaskContext,
-    in_microbatches,
-    name_of,
-)
+from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Network, Task, TaskContext, in_microbatches, name_of
 from instructrec_jax.tasks.captions import Captions, beside_image
 from instructrec_jax.tasks.encoded_store import chosen
 from instructrec_jax.tasks.images import read_images
@@ -42,39 +31,10 @@ from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.scores import Scores
 from instructrec_jax.tasks.text.nearest_pairs import compared, shown_pairs
 from instructrec_jax.tasks.text.option_scoring import Options, choices, option_scores
+from instructrec_jax.tasks.text.text_config import SLOT, ContrastiveConfig
 
-# Named, because --help shows a setting's comment only where its type is a plain name.
-ContrastiveLoss = Literal["auto", "softmax", "sigmoid"]
-SLOT = "{label}"
 CUTOFFS = (1, 5, 10)
 BLOCK = 1024  # queries compared with all captions (or images) at once
-
-
-@TaskConfig.register_subclass("contrastive")
-@dataclass
-class ContrastiveConfig(TaskConfig):
-    """Match images and captions by the vectors of an image network and a text network (CLIP, SigLIP)."""
-
-    labels: list[str] = field(default_factory=list)  # names of classes; []: the targets are captions
-    templates: list[str] = field(default_factory=lambda: [f"a photo of {SLOT}"])  # captions of a label, averaged
-    loss: ContrastiveLoss = "auto"  # over the pairs of a batch: softmax as CLIP, sigmoid as SigLIP; auto: the network's
-    compares_images: ClassVar[bool] = True
-    augmented_by: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def label_names(self) -> list[str] | None:
-        return self.labels or None
-
-    def text_fields(self, task: str) -> tuple[str, ...]:
-        return () if self.labels else ("output", "candidates")
-
-    def captions(self, name: str) -> tuple[str, ...]:
-        """The captions that stand for a label; a caption itself."""
-        words = name.replace("_", " ")
-        return tuple(each.replace(SLOT, words) for each in self.templates) if self.labels else (name,)
-
-    def build(self, context: TaskContext) -> "ContrastiveTask":
-        return ContrastiveTask(self, context)
 
 
 @storable

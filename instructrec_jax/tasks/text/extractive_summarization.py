@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,47 +10,22 @@ import numpy as np
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.adapters.losses import cross_entropy
 from instructrec_jax.adapters.soft_targets import SoftOutputs
-from instructrec_jax.augmentation.augmenter import METHODS
 from instructrec_jax.data.batch import Batch, BatchTexts, PerToken, Text, end_to_end
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
-from instructrec_jax.data.prompts import check_fast, render
+from instructrec_jax.data.prompts import check_fast, references, render
 from instructrec_jax.metrics.text import rouge
 from instructrec_jax.tasks.answers import CaseRecord, Shown, TextAnswer
 from instructrec_jax.tasks.averaging import Judged
-from instructrec_jax.tasks.base import (
-    Encoded,
-    LossInputs,
-    Model,
-    Network,
-    Task,
-    TaskConfig,
-    TaskContext,
-    examples_of,
-    name_of,
-)
+from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Network, Task, TaskContext, examples_of, name_of
 from instructrec_jax.tasks.generation.summarization import join, joint, judge_summaries, lead, sentences
-from instructrec_jax.tasks.generation.written_answers import references, scores_of_texts, shown_text
+from instructrec_jax.tasks.generation.written_answers import scores_of_texts, shown_text
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.scores import Scores
+from instructrec_jax.tasks.text.text_config import ExtractiveSummarizationConfig
 from instructrec_jax.tasks.texts import owners, too_long
 
 LABELS = ["left out", "summary"]
-
-
-@TaskConfig.register_subclass("extractive_summarization")
-@dataclass
-class ExtractiveSummarizationConfig(TaskConfig):
-    """Select the sentences of `input` for a summary."""
-
-    sentences: int = 1  # number of sentences in a summary
-    augmented_by: ClassVar[tuple[str, ...]] = (*METHODS, "mask_fill")
-
-    def text_fields(self, task: str) -> tuple[str, ...]:
-        return ("output",)
-
-    def build(self, context: TaskContext) -> "ExtractiveSummarizationTask":
-        return ExtractiveSummarizationTask(self, context)
 
 
 @jax.tree_util.register_dataclass

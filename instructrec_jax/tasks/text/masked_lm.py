@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -15,32 +14,12 @@ from instructrec_jax.data.batch import Batch, BatchTexts, Text, end_to_end
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mapped import Mapped
 from instructrec_jax.data.prompts import answer, render
-from instructrec_jax.tasks.base import (
-    Encoded,
-    LossInputs,
-    Model,
-    Network,
-    Task,
-    TaskConfig,
-    TaskContext,
-    examples_of,
-    name_of,
-)
+from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Network, Task, TaskContext, examples_of, name_of
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.scores import Scores, owners_of
 from instructrec_jax.tasks.targets import TokenLabels
+from instructrec_jax.tasks.text.text_config import MaskedLMConfig
 from instructrec_jax.tasks.texts import tokenize
-
-
-@TaskConfig.register_subclass("masked_lm")
-@dataclass
-class MaskedLMConfig(TaskConfig):
-    """Predict masked tokens."""
-
-    mask_rate: float = 0.15  # fraction of tokens to predict: of ten, 8 masked, 1 random, 1 unchanged
-
-    def build(self, context: TaskContext) -> "MaskedLMTask":
-        return MaskedLMTask(self, context)
 
 
 class MaskedLMTask(Task):

@@ -5,7 +5,7 @@ Shared by the tasks that choose by similarity and by likelihood.
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy
@@ -24,41 +24,12 @@ from instructrec_jax.metrics.classification import (
 )
 from instructrec_jax.metrics.ranking import concatenate, hit_rate, mrr, target_ranks
 from instructrec_jax.tasks.answers import CaseRecord, ChoiceAnswer, Shown, ShownOutput
-from instructrec_jax.tasks.base import Encoded, TaskConfig, examples_of
+from instructrec_jax.tasks.base import Encoded, examples_of
 from instructrec_jax.tasks.scores import Scores, owners_of, unless_unfit
+from instructrec_jax.tasks.text.text_config import OptionsConfig
 from instructrec_jax.tasks.tfidf import fitted_tfidf
 
 RECALLS = (2, 5)
-
-
-@dataclass
-class OptionsConfig(TaskConfig):
-    """Settings of a task that chooses a text."""
-
-    labels: list[str] = field(default_factory=list)  # candidates of all examples; []: each example's own
-    verbalizers: dict[str, str] = field(default_factory=dict)  # text of a label; default: its name with spaces for _
-    negatives: int = 0  # random answers of other examples as candidates, for examples without any
-
-    def text_fields(self, task: str) -> tuple[str, ...]:
-        return () if self.labels else ("output", "candidates")
-
-    def words(self, name: str) -> str:
-        """The text of a candidate: a label's text, or the example's own candidate unchanged."""
-        return self.verbalizers.get(name, name.replace("_", " ")) if self.labels else name
-
-    @property
-    def complete(self) -> bool:
-        return bool(self.labels or self.negatives)
-
-    @property
-    def label_names(self) -> list[str]:
-        return self.labels
-
-    def learn(self, examples: Sequence[Example]) -> "OptionsConfig":
-        """The config with the labels of the examples, if none of these lists candidates."""
-        if any(e.candidates for e in examples):
-            return self
-        return replace(self, labels=sorted({said for e in examples if (said := answer(e)) is not None}))
 
 
 @storable

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import jax
 import numpy as np
@@ -16,25 +15,12 @@ from instructrec_jax.data.prompts import question, shown_input
 from instructrec_jax.metrics.regression import regression_metrics, resampled_correlations
 from instructrec_jax.tasks.answers import NumberAnswer
 from instructrec_jax.tasks.averaging import Judged
-from instructrec_jax.tasks.base import Encoded, TaskConfig, TaskContext, examples_of
+from instructrec_jax.tasks.base import Encoded, TaskContext, examples_of
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.scores import Scores, owners_of
 from instructrec_jax.tasks.text.sequence_task import SequenceTask, in_blocks, texts_of
-from instructrec_jax.tasks.texts import SentencePairs
+from instructrec_jax.tasks.text.text_config import RegressionConfig
 from instructrec_jax.tasks.tfidf import fitted_tfidf
-
-
-@TaskConfig.register_subclass("regression")
-@dataclass
-class RegressionConfig(TaskConfig):
-    """Predict a number per text (mean squared error)."""
-
-    answers_are_numbers: ClassVar[bool] = True
-    reads_images: ClassVar[bool] = True
-    sentence_pairs: SentencePairs = "auto"  # auto: encode instruction and input as a text pair, if the tokenizer can
-
-    def build(self, context: TaskContext) -> "RegressionTask":
-        return RegressionTask(self, context)
 
 
 @storable

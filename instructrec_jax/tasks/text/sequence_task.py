@@ -21,7 +21,8 @@ from instructrec_jax.tasks.objective import Choice, Objective, Reading, contrast
 from instructrec_jax.tasks.prediction import WINDOW, Predict
 from instructrec_jax.tasks.scores import Scores, unless_unfit
 from instructrec_jax.tasks.targets import TextTargets
-from instructrec_jax.tasks.texts import SentencePairs, knows_pairs, tokenize_examples
+from instructrec_jax.tasks.text.text_config import SentencePairs
+from instructrec_jax.tasks.texts import knows_pairs, tokenize_examples
 
 
 class SequenceTask(Task):

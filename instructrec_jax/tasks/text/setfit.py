@@ -5,7 +5,6 @@ Tunstall et al., 2022, "Efficient Few-Shot Learning Without Prompts".
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,31 +18,12 @@ from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts, PerExample, TextNumbers
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.packing import max_segments
-from instructrec_jax.tasks.base import (
-    Encoded,
-    LossInputs,
-    Model,
-    Network,
-    TaskConfig,
-    TaskContext,
-    in_microbatches,
-)
+from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Network, TaskContext, in_microbatches
 from instructrec_jax.tasks.logistic import logistic_head
 from instructrec_jax.tasks.objective import Reading
-from instructrec_jax.tasks.text.classification import ClassificationConfig, ClassificationTask, ClassTarget
-from instructrec_jax.tasks.texts import SentencePairs, rendered, with_default_prompt
-
-
-@TaskConfig.register_subclass("setfit")
-@dataclass
-class SetFitConfig(ClassificationConfig):
-    """Predict one label per text from few examples: pairs of texts tune their vectors, then a head is fitted."""
-
-    sentence_pairs: SentencePairs = "joined"  # joined: one text, as sentence encoders read it
-    reads_images: ClassVar[bool] = False
-
-    def build(self, context: TaskContext) -> "SetFitTask":
-        return SetFitTask(self, with_default_prompt(context))
+from instructrec_jax.tasks.text.classification import ClassificationTask, ClassTarget
+from instructrec_jax.tasks.text.text_config import SetFitConfig
+from instructrec_jax.tasks.texts import rendered, with_default_prompt
 
 
 @jax.tree_util.register_dataclass
@@ -74,7 +54,7 @@ class SetFitTask(ClassificationTask):
     reads_unlabeled = False  # its loss is of pairs with known labels
 
     def __init__(self, config: SetFitConfig, context: TaskContext):
-        super().__init__(config, context)
+        super().__init__(config, with_default_prompt(context))
         self.needs_pooler = False
         self._partners: _Partners | None = None
 

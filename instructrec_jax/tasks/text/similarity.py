@@ -19,24 +19,12 @@ from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
 from instructrec_jax.tasks.answers import CaseRecord, ChoiceAnswer, Shown
 from instructrec_jax.tasks.averaging import Judged, padded
-from instructrec_jax.tasks.base import (
-    Encoded,
-    LossInputs,
-    Model,
-    Network,
-    Task,
-    TaskConfig,
-    TaskContext,
-    in_microbatches,
-    name_of,
-)
+from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Network, Task, TaskContext, in_microbatches, name_of
 from instructrec_jax.tasks.objective import Choice, Objective, contrast, refuse_word
 from instructrec_jax.tasks.prediction import Predict
-from instructrec_jax.tasks.ranking.ranking_task import Pooling
 from instructrec_jax.tasks.scores import Scores
 from instructrec_jax.tasks.text.option_scoring import (
     Options,
-    OptionsConfig,
     check_options,
     choices,
     option_baselines,
@@ -46,19 +34,8 @@ from instructrec_jax.tasks.text.option_scoring import (
     with_candidates,
     without_answer,
 )
+from instructrec_jax.tasks.text.text_config import SimilarityConfig
 from instructrec_jax.tasks.texts import rendered, tokenize, with_default_prompt
-
-
-@TaskConfig.register_subclass("similarity")
-@dataclass
-class SimilarityConfig(OptionsConfig):
-    """Choose the candidate (or the label's name) whose vector is closest to the question's."""
-
-    pooling: Pooling | None = None  # null: the checkpoint's declared pooling
-    temperature: float = 0.05  # initial temperature of the softmax (trained)
-
-    def build(self, context: TaskContext) -> "SimilarityTask":
-        return SimilarityTask(self, with_default_prompt(context))
 
 
 @jax.tree_util.register_dataclass
@@ -102,7 +79,7 @@ class SimilarityTask(Task):
 
     def __init__(self, config: SimilarityConfig, context: TaskContext):
         check_options(config)
-        self.config, self.context = config, context
+        self.config, self.context = config, with_default_prompt(context)
         self.encodes_together = config.negatives > 0
         self.reads_unlabeled = config.negatives == 0  # else candidates are the answers of a batch
         self._most = 1  # maximum candidates of a training example

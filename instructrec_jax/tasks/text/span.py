@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,6 @@ import numpy as np
 
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.adapters.soft_targets import SoftOutputs
-from instructrec_jax.augmentation.augmenter import METHODS
 from instructrec_jax.data.batch import Batch, BatchTexts, PerToken, Text, end_to_end
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
@@ -18,45 +16,15 @@ from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import check_fast
 from instructrec_jax.tasks.answers import CaseRecord, Shown, SpanAnswer, TextAnswer
 from instructrec_jax.tasks.averaging import Judged, padded
-from instructrec_jax.tasks.base import (
-    Encoded,
-    LossInputs,
-    Model,
-    Network,
-    Task,
-    TaskConfig,
-    TaskContext,
-    name_of,
-    pieces,
-)
+from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Network, Task, TaskContext, name_of, pieces
 from instructrec_jax.tasks.generation.question_answering import judge_answers
 from instructrec_jax.tasks.generation.summarization import sentences
 from instructrec_jax.tasks.generation.written_answers import shown_text
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.scores import Scores
-
-# Named, because --help shows a setting's comment only where its type is a plain name.
-OnMissingAnswer = Literal["error", "skip"]
+from instructrec_jax.tasks.text.text_config import SpanConfig
 
 NO_ANSWER = "(no answer)"  # in printed examples
-
-
-@TaskConfig.register_subclass("span")
-@dataclass
-class SpanConfig(TaskConfig):
-    """Find the answer to a question (the instruction) in a context (`input`)."""
-
-    stride: int = 64  # tokens of overlap between windows of a long context
-    max_answer_tokens: int = 30  # maximum tokens of an answer
-    no_answer: bool = False  # allow examples without output, which the context does not answer
-    no_answer_threshold: float = 0.0  # predict no answer where its score exceeds the best answer's by this much
-    on_missing_answer: OnMissingAnswer = "error"  # an answer that is not in the context: stop, or skip and count
-
-    targets_are_places: ClassVar[bool] = True
-    augmented_by: ClassVar[tuple[str, ...]] = (*METHODS, "mask_fill")
-
-    def build(self, context: TaskContext) -> "SpanTask":
-        return SpanTask(self, context)
 
 
 @storable

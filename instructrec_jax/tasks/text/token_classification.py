@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,6 @@ import numpy as np
 from instructrec_jax.adapters import losses
 from instructrec_jax.adapters.checkpoint_heads import Source, task_head
 from instructrec_jax.adapters.soft_targets import SoftOutputs
-from instructrec_jax.augmentation.augmenter import METHODS
 from instructrec_jax.data.batch import Batch, BatchTexts, Text, end_to_end
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
@@ -28,36 +26,14 @@ from instructrec_jax.metrics.ranking import hit_rate, target_ranks
 from instructrec_jax.metrics.tagging import marks_spans, resampled_span_f1, span_metrics
 from instructrec_jax.tasks.answers import TagsAnswer, Word
 from instructrec_jax.tasks.averaging import Judged
-from instructrec_jax.tasks.base import (
-    Encoded,
-    LossInputs,
-    Model,
-    Network,
-    Task,
-    TaskConfig,
-    TaskContext,
-    examples_of,
-    name_of,
-)
+from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Network, Task, TaskContext, examples_of, name_of
 from instructrec_jax.tasks.objective import Choice, Objective, Reading, contrast, one_of
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.scores import Scores, owners_of
 from instructrec_jax.tasks.targets import TokenLabels
-from instructrec_jax.tasks.text.classification import LabelsConfig, check_labels
+from instructrec_jax.tasks.text.classification import check_labels
+from instructrec_jax.tasks.text.text_config import TokenClassificationConfig
 from instructrec_jax.tasks.texts import owners
-
-
-@TaskConfig.register_subclass("token_classification")
-@dataclass
-class TokenClassificationConfig(LabelsConfig):
-    """Predict a label for each word of `input` (else `instruction`); words are separated by spaces."""
-
-    targets_are_places: ClassVar[bool] = True
-    augmented_by: ClassVar[tuple[str, ...]] = (*METHODS, "mask_fill")
-    tags_words: ClassVar[bool] = True
-
-    def build(self, context: TaskContext) -> "TokenClassificationTask":
-        return TokenClassificationTask(self.labels, context)
 
 
 @storable
@@ -79,9 +55,9 @@ class TokenClassificationTask(Task):
     reads_unlabeled = True
     outputs_are = "labels"
 
-    def __init__(self, labels: list[str], context: TaskContext):
-        self.labels, self.numbers, self.context = labels, check_labels(labels), context
-        self.metric = "span_f1" if marks_spans(labels) else "macro_f1"
+    def __init__(self, config: TokenClassificationConfig, context: TaskContext):
+        self.labels, self.numbers, self.context = config.labels, check_labels(config.labels), context
+        self.metric = "span_f1" if marks_spans(self.labels) else "macro_f1"
 
     def model(self, source: Source) -> Model:
         return Model(source.backbone, task_head(source, "token", labels=self.labels))

@@ -11,11 +11,13 @@ from tiny_pictures import png
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.fields import FieldsConfig
-from instructrec_jax.data.sources import SourceConfig, open_sources
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.data.sources import open_sources
 from instructrec_jax.data.storage import Storage
 from instructrec_jax.files import write_jsonl
-from instructrec_jax.preparation.inspection.inspect import InspectConfig, inspect
+from instructrec_jax.preparation.inspection.inspect import inspect
 from instructrec_jax.preparation.inspection.showing import show
+from instructrec_jax.preparation.own_config import InspectConfig
 
 
 def opened(path: Path, storage: Storage | None = None, **settings: Any) -> Any:

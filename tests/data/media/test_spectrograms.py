@@ -15,7 +15,8 @@ from instructrec_jax.data.fingerprints import fingerprint
 from instructrec_jax.data.media.picture import Sound
 from instructrec_jax.data.media.picture_references import PictureFolder
 from instructrec_jax.data.media.spectrograms import SoundReader
-from instructrec_jax.data.sources import SourceConfig, open_sources
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.data.sources import open_sources
 from instructrec_jax.data.storage import Storage
 
 SHAPE = (FRAMES, SETTINGS["feature_size"])

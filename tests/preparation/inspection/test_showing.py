@@ -16,9 +16,9 @@ from byte_tokenizer import byte_tokenizer
 from instructrec_jax.data.fields import FieldsConfig
 from instructrec_jax.data.unpacked import PlainFile
 from instructrec_jax.preparation.inspection import showing
-from instructrec_jax.preparation.inspection.inspect import InspectConfig
 from instructrec_jax.preparation.inspection.showing import Shown, show
 from instructrec_jax.preparation.inspection.sizing import Network, open_network
+from instructrec_jax.preparation.own_config import InspectConfig
 from instructrec_jax.prepare import main
 
 CHATML = (

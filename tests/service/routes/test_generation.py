@@ -20,12 +20,11 @@ from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.data.example import Example, Message
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.service.app import make_app
-from instructrec_jax.service.engine import EngineSettings
 from instructrec_jax.service.exchange import Exchange
 from instructrec_jax.service.models import open_service
 from instructrec_jax.service.privacy import Private
 from instructrec_jax.service.routes.generation import Answers, events_of, wholes
-from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig
+from instructrec_jax.service.settings import EngineSettings, LimitsConfig, ModelConfig, ServeConfig
 from instructrec_jax.service.stream import Stream
 
 TEXTS = ["a good film about war", "bright music", "the old book is not dull", "space crime love", "new"]

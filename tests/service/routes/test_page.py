@@ -21,9 +21,8 @@ from tiny_runs import untrained_run
 from instructrec_jax import train
 from instructrec_jax.data.media.pictures import size_of
 from instructrec_jax.service.app import make_app
-from instructrec_jax.service.engine import EngineSettings
 from instructrec_jax.service.models import Service, open_service
-from instructrec_jax.service.settings import LimitsConfig, ModelConfig, ServeConfig
+from instructrec_jax.service.settings import EngineSettings, LimitsConfig, ModelConfig, ServeConfig
 from instructrec_jax.tasks import TextToImageConfig
 
 BROWSER = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")

@@ -19,19 +19,19 @@ from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import pack
 from instructrec_jax.data.packing import unpacked
-from instructrec_jax.data.sources import SourceConfig
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
-from instructrec_jax.evaluation.evaluator import EvaluationConfig
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.distributed.mesh_config import MeshConfig
+from instructrec_jax.evaluation.evaluation_config import EvaluationConfig
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config, load, to_yaml
 from instructrec_jax.tasks import PositionTranslationConfig
 from instructrec_jax.tasks.base import LossInputs, TaskContext
-from instructrec_jax.tasks.generation.position_translation import NOTHING, SPECIAL, ctc_losses, split
+from instructrec_jax.tasks.generation.position_translation import NOTHING, SPECIAL, ctc_losses
+from instructrec_jax.tasks.generation.writing_config import split
 from instructrec_jax.train import train
-from instructrec_jax.training.checkpoint import CheckpointConfig
-from instructrec_jax.training.optimizer import OptimizerConfig
-from instructrec_jax.training.tracking import TrackingConfig
+from instructrec_jax.training.training_config import CheckpointConfig, OptimizerConfig, TrackingConfig
 
 PAIRS = [
     Example(instruction="translate", input=f"the {a} {b}", output=f"{x}{y}", id=f"{a}-{b}")

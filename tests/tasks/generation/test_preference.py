@@ -120,7 +120,7 @@ def test_bad_input_is_named(language_models: dict[str, Path], checkpoint: Path) 
 
 def test_multitask_names_it(language_models: dict[str, Path], tmp_path: Path) -> None:
     from instructrec_jax.tasks import MultitaskConfig
-    from instructrec_jax.tasks.multitask import SubtaskConfig
+    from instructrec_jax.tasks.task_config import SubtaskConfig
 
     both = [SubtaskConfig(name, task_config(name, tmp_path)) for name in ("preference", "language_model")]
     with pytest.raises(ValueError, match="preference"):

@@ -23,7 +23,7 @@ from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.model import load_model, open_task
 from instructrec_jax.tasks import MultitaskConfig, TextToImageConfig
-from instructrec_jax.tasks.multitask import SubtaskConfig
+from instructrec_jax.tasks.task_config import SubtaskConfig
 from instructrec_jax.training.step import batch_dropout_keys
 
 MADE = [drawn(e, n) for n, e in enumerate(examples("text_to_image", 12))]

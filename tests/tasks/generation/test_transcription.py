@@ -14,9 +14,10 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.media.picture import Sound
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.model import open_task
-from instructrec_jax.tasks.base import Task, TaskConfig
-from instructrec_jax.tasks.generation.transcription import TranscriptionConfig
-from instructrec_jax.tasks.text.classification import ClassificationConfig
+from instructrec_jax.tasks.base import Task
+from instructrec_jax.tasks.generation.writing_config import TranscriptionConfig
+from instructrec_jax.tasks.task_config import TaskConfig
+from instructrec_jax.tasks.text.text_config import ClassificationConfig
 
 HEARD = Example(instruction="", sounds=(Sound.of(wav(1)),), output=("a good film", "a film"))
 

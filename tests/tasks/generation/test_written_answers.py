@@ -15,9 +15,9 @@ from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example, Message
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.evaluate import main as evaluate
-from instructrec_jax.evaluation.evaluator import EvaluationConfig
+from instructrec_jax.evaluation.evaluation_config import EvaluationConfig
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.metrics.answers import exact_match, f1
@@ -31,9 +31,7 @@ from instructrec_jax.tasks import (
 )
 from instructrec_jax.tasks.generation.nearest_answer import nearest_answers
 from instructrec_jax.train import train
-from instructrec_jax.training.checkpoint import CheckpointConfig
-from instructrec_jax.training.optimizer import OptimizerConfig
-from instructrec_jax.training.tracking import TrackingConfig
+from instructrec_jax.training.training_config import CheckpointConfig, OptimizerConfig, TrackingConfig
 
 FILMS = [
     Example(instruction="what is it", input=f"the {a} film. a {b} one", output=(f"{a} {b}", b), id=f"{a}-{b}")

@@ -16,7 +16,8 @@ from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import pack
 from instructrec_jax.data.media.picture import picture
-from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
+from instructrec_jax.distributed.mesh import make_mesh
+from instructrec_jax.distributed.mesh_config import MeshConfig
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.ranking.item_pictures import PictureNetwork

@@ -21,9 +21,11 @@ from instructrec_jax.ranking.candidates import write_candidates
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
 from instructrec_jax.ranking.evaluation import POPULARITY_AXIS
 from instructrec_jax.ranking.tuned_baselines import TUNED
-from instructrec_jax.tasks.base import Encoded, LossInputs, TaskConfig, TaskContext
+from instructrec_jax.tasks.base import Encoded, LossInputs, TaskContext
 from instructrec_jax.tasks.prediction import Predict
-from instructrec_jax.tasks.ranking.ranking_task import RankingConfig, RankingTask
+from instructrec_jax.tasks.ranking.ranking_config import RankingConfig
+from instructrec_jax.tasks.ranking.ranking_task import RankingTask
+from instructrec_jax.tasks.task_config import TaskConfig
 
 NOTHING = Predict(lambda texts, *_: [])  # what a task that computes no outputs scores with
 

@@ -17,7 +17,7 @@ from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.ranking.catalogue import Splits
 from instructrec_jax.tasks.base import LossInputs, TaskContext
 from instructrec_jax.train import train
-from instructrec_jax.training.optimizer import OptimizerConfig
+from instructrec_jax.training.training_config import OptimizerConfig
 
 ITEMS, STEPS = 12, 250
 

@@ -15,9 +15,9 @@ from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import pack
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.distributed.mesh import make_mesh
-from instructrec_jax.evaluation.evaluator import EvaluationConfig
+from instructrec_jax.evaluation.evaluation_config import EvaluationConfig
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config
@@ -25,9 +25,7 @@ from instructrec_jax.tasks import ExtractiveSummarizationConfig
 from instructrec_jax.tasks.base import LossInputs, TaskContext
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.train import train
-from instructrec_jax.training.checkpoint import CheckpointConfig
-from instructrec_jax.training.optimizer import OptimizerConfig
-from instructrec_jax.training.tracking import TrackingConfig
+from instructrec_jax.training.training_config import CheckpointConfig, OptimizerConfig, TrackingConfig
 
 WORDS = "the a film book good bad dull bright about old new long short".split()
 

@@ -20,7 +20,7 @@ from instructrec_jax.adapters.vector_classifier import VectorClassifier
 from instructrec_jax.answering.classifier import Classifier
 from instructrec_jax.backbones.sentence_vectors import write_sentence_modules
 from instructrec_jax.data.loader import pack
-from instructrec_jax.data.sources import SourceConfig
+from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.evaluation.predictor import make_predict
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.runs.config import Config

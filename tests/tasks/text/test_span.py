@@ -19,8 +19,8 @@ from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import pack
 from instructrec_jax.data.packing import unpacked
-from instructrec_jax.data.sources import SourceConfig
-from instructrec_jax.evaluation.evaluator import EvaluationConfig
+from instructrec_jax.data.source_config import SourceConfig
+from instructrec_jax.evaluation.evaluation_config import EvaluationConfig
 from instructrec_jax.export import main as export
 from instructrec_jax.files import read_json, read_jsonl, write_jsonl
 from instructrec_jax.runs import model as models
@@ -30,9 +30,7 @@ from instructrec_jax.tasks.base import LossInputs, TaskContext
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.text.span import best_span
 from instructrec_jax.train import train
-from instructrec_jax.training.checkpoint import CheckpointConfig
-from instructrec_jax.training.optimizer import OptimizerConfig
-from instructrec_jax.training.tracking import TrackingConfig
+from instructrec_jax.training.training_config import CheckpointConfig, OptimizerConfig, TrackingConfig
 
 WORDS = "the a film book good bad dull bright about old new long short".split()
 
@@ -113,7 +111,8 @@ def test_loss_is_pytorch_s_and_packing_changes_nothing(folder: Path, pair_tokeni
     config = Config(task=SpanConfig(stride=8), data=DataConfig(batch_size=8, max_length=64))
     config = changed(config, backbone__path=str(folder), backbone__dtype="float32")
     task: Any = models.open_task(config, folder)
-    from instructrec_jax.distributed.mesh import MeshConfig, make_mesh
+    from instructrec_jax.distributed.mesh import make_mesh
+    from instructrec_jax.distributed.mesh_config import MeshConfig
 
     model = models.load_model(config, task, folder, make_mesh(MeshConfig(), jax.devices()[:1]))
     encoded = task.encode(cases(8))
