@@ -15,7 +15,7 @@ style they are in `validation_style.jsonl` (the others in `test_style.jsonl`), i
 `drawn_validation.jsonl` (the others in `drawn_train.jsonl`).
 
 For runs that draw (docs/images.md) it also writes `image_tokenizer/` (100 codes of an image), `coarse_tokenizer/` (36),
-and `generator/`, a small Llama with a token for each code of an image; all without weights.
+and `generator/`, a small Llama with a token for each of the coarse codes; all without weights.
 
 `--baselines` prints recall@1 and @5 of names for pictures, with 95% intervals (2,000 bootstrap samples of pictures):
 the names of the training pictures, in all styles of `train_copies.jsonl`, that are nearest in pixels, or in a histogram
@@ -41,9 +41,9 @@ VISION = dict(num_hidden_layers=3, intermediate_size=256, image_size=24, patch_s
 STYLES = {"twitter": ("train", "new_concepts"), "google": ("new_style", "new_both")}  # seen concepts, new ones
 SHARE = 0.8  # of concepts that are seen
 DRAWN = 30  # pixels of a drawn picture
-PATCHES = {"image_tokenizer": 3, "coarse_tokenizer": 5}  # pixels of what a code stands for
+# pixels of what a code stands for, and the levels of its numbers
+TOKENIZERS = {"image_tokenizer": (3, [8, 8, 8]), "coarse_tokenizer": (5, [8, 8, 8])}
 VALIDATION = 8  # every eighth training concept chooses settings
-LEVELS = [4, 4, 4, 4, 4]  # of the numbers of its codes
 COPIES = 8  # changed copies of each training picture, because training does not change pictures itself
 SPREAD = 0.05  # of random weights, standard deviation
 
@@ -191,8 +191,8 @@ def write_network(folder: Path, captions: list[str]) -> None:
     names = dict(pad_token="<pad>", bos_token="<start>", unk_token="<unk>", eos_token="<end>")
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, **names)
     tokenizer.save_pretrained(folder)
-    sizes = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512)
-    sizes |= dict(initializer_range=SPREAD)
+    shape = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512)
+    sizes: dict[str, Any] = shape | {"initializer_range": SPREAD}
     ids = dict(vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=3)
     config = transformers.CLIPConfig(
         text_config=sizes | dict(max_position_embeddings=31) | ids,
@@ -207,15 +207,14 @@ def write_network(folder: Path, captions: list[str]) -> None:
 
 
 def write_drawing(out: Path, captions: list[str]) -> None:
-    """Two tokenizers of images, and a Llama that writes their codes; all without weights."""
-    sizes = dict(image_size=DRAWN, num_channels=3, hidden_size=64, num_hidden_layers=2, levels=LEVELS)
+    """Two tokenizers of images, and a Llama that writes the codes of the coarse one; all without weights."""
+    sizes = dict(model_type="fsq_tokenizer", image_size=DRAWN, num_channels=3, hidden_size=64, num_hidden_layers=2)
     side = dict(height=DRAWN, width=DRAWN)
     processor = dict(image_processor_type="ViTImageProcessor", size=side, do_convert_rgb=True, resample=3)
-    for name, patch in PATCHES.items():
+    for name, (patch, levels) in TOKENIZERS.items():
         folder = out / name
         folder.mkdir(exist_ok=True)
-        config = dict(model_type="fsq_tokenizer", patch_size=patch) | sizes
-        (folder / "config.json").write_text(json.dumps(config, indent=2))
+        (folder / "config.json").write_text(json.dumps(sizes | dict(patch_size=patch, levels=levels), indent=2))
         (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
 
     import transformers
@@ -223,7 +222,7 @@ def write_drawing(out: Path, captions: list[str]) -> None:
     folder, special = out / "generator", ["<pad>", "<end>"]
     core = byte_level_bpe(captions, special, 1000)
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>")
-    tokenizer.add_tokens([f"<code_{code}>" for code in range(int(np.prod(LEVELS)))])
+    tokenizer.add_tokens([f"<code_{code}>" for code in range(int(np.prod(TOKENIZERS["coarse_tokenizer"][1])))])
     tokenizer.save_pretrained(folder)
     transformers.LlamaConfig(
         vocab_size=len(tokenizer),
@@ -259,13 +258,13 @@ def byte_level_bpe(texts: list[str], special: list[str], size: int) -> Any:
 def measure_baselines(out: Path) -> None:
     train = learned_rows(out)
     measures: dict[str, Callable[[np.ndarray], np.ndarray]] = {"pixels": lambda x: x.reshape(-1), "colors": histogram}
-    for split in ("new_style", "new_concepts", "new_both"):
+    for split in ("test_style", "new_concepts", "new_both"):
         cases = rows_of(out, split)
         names = [row["caption"] for row in cases]
         for title, measure in measures.items():
             known, asked = (np.stack([measure(pixels(out, row)) for row in rows]) for rows in (train, cases))
             distances = (known**2).sum(1) + (asked**2).sum(1)[:, None] - 2 * asked @ known.T
-            if split == "new_style":  # all names are known
+            if split == "test_style":  # all names are known
                 own = [[number for number, row in enumerate(train) if row["caption"] == name] for name in names]
                 scores = np.stack([-distances[:, numbers].min(1) for numbers in own], axis=1)
             else:
