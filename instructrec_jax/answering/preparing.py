@@ -14,7 +14,7 @@ from instructrec_jax.files import write_json
 from instructrec_jax.preparation.prepare_data import check_target, whole_or_nothing
 from instructrec_jax.preparation.wording.teacher import Teacher
 from instructrec_jax.ranking.catalogue import Catalogue
-from instructrec_jax.ranking.semantic_ids import FOLDER, fit
+from instructrec_jax.ranking.semantic_ids import FOLDER, QuantizerName, fit
 
 
 def open_teacher(path: str) -> Teacher:
@@ -37,12 +37,14 @@ class IdsConfig:
     """HuggingFace folder of a decoder or encoder–decoder, with or without weights"""
     out: str
     """folder to write: that network with the codes as tokens; backbone.path of a task.type generative"""
+    quantizer: QuantizerName = "kmeans"
+    """kmeans: residual k-means; fsq: rounded principal components; rqvae: a trained autoencoder with codebooks"""
     levels: int = 3
-    """levels of residual k-means; one more distinguishes items that these leave together"""
+    """levels of the quantizer; one more distinguishes items that these leave together"""
     codes: int = 256
     """codes of a level"""
     seed: int = 0
-    """of k-means and of the new rows of the word embeddings"""
+    """of the quantizer and of the new rows of the word embeddings"""
     overwrite: bool = False
     """replace `out` if it was written by this"""
 
@@ -57,13 +59,21 @@ def prepare_ids(config: IdsConfig) -> dict[str, object]:
     network, catalogue = find_folder(config.network), Catalogue.load(config.catalogue)
     encoder = Run.open(config.encoder, () if is_run(config.encoder) else settings_of(config.encoder))
     vectors = encoder.encode(catalogue.texts)
-    ids = fit(catalogue.ids, vectors, levels=config.levels, codes=config.codes, seed=config.seed)
+    ids = fit(
+        catalogue.ids,
+        vectors,
+        levels=config.levels,
+        codes=config.codes,
+        seed=config.seed,
+        quantizer=config.quantizer,
+    )
     card: dict[str, object] = {
         "catalogue": config.catalogue,
         "items": len(catalogue),
         "collisions": ids.collisions,
         "levels": ids.report(),
-        "settings": {"encoder": config.encoder, "network": config.network, "seed": config.seed},
+        "settings": {"encoder": config.encoder, "network": config.network, "seed": config.seed}
+        | {"quantizer": config.quantizer},
     }
 
     def write(folder: Path) -> dict[str, object]:

@@ -141,7 +141,8 @@ class GenerativeTask(RankingTask, LikelihoodTask):
         limit = self.config.history_limit
         if not limit or not example.history:
             return asked
-        codes = ", ".join(self.ids.text(n) for n in self.catalogue.numbers(example.history[-limit:]).tolist())
+        # One item a line: with `train_on: all` each item of the history is learned as the answer to those before it.
+        codes = "\n".join(self.ids.text(n) for n in self.catalogue.numbers(example.history[-limit:]).tolist())
         return replace(asked, input=f"{asked.input}\n{codes}" if asked.input else codes)
 
     def trained_form(self, example: Example) -> Example:
