@@ -59,6 +59,8 @@ ELSEWHERE = {
     "preparation/inspection/inspect": "preparation/test_inspection.py",
     "preparation/own_files": "preparation/test_mask_files.py",
     "preparation/inspection/table": "preparation/inspection/test_guessing.py",
+    "adapters/peft_config": "adapters/test_peft.py",
+    "runs/adapting": "runs/test_model.py",
     "runs/bucket_lock": "runs/test_bucket.py",
     "runs/fitted_head": "tasks/text/test_setfit.py",
     "runs/initial": "answering/test_beginning.py",

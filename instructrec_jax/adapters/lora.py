@@ -5,12 +5,14 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from instructrec_jax.adapters.quantized import Quantized, dense_kernel, dense_tables, linears, plain_kernel
+from instructrec_jax.adapters.token_rows import merge_token_rows
 from instructrec_jax.backbones.family import Rule
 from instructrec_jax.backbones.folder import family_of
 from instructrec_jax.backbones.layers import Axes, DropoutKeys, Linear, dropout
@@ -21,6 +23,7 @@ WEIGHTS = (".weight", ".kernel")  # ends of the names of kernels that are module
 LORA_SITE = 1 << 16  # first dropout site of LoRA inside a layer; the layer itself uses small numbers
 
 Values = jax.Array | jax.ShapeDtypeStruct
+TokenRowsOf = Literal["none", "added"]
 
 
 @dataclass
@@ -33,6 +36,9 @@ class LoraConfig:
         default_factory=lambda: ["all-linear"]
     )
     dropout: float = 0.0  # dropout rate of the updates' inputs
+    token_rows: TokenRowsOf = (
+        "none"  # rows of word embeddings trained beside it; added: of tokens added to a vocabulary
+    )
     rslora: bool = False  # scale by alpha / sqrt(rank) instead (Kalajdzievski, 2023)
     adapter: str | None = None  # folder of a PEFT adapter to start from; sets rank, alpha and targets
 
@@ -59,7 +65,9 @@ def check_lora(config: LoraConfig) -> None:
             "lora.adapter to start a new LoRA."
         )
     default = LoraConfig()
-    given = [n for n in ("alpha", "targets", "dropout", "rslora") if getattr(config, n) != getattr(default, n)]
+    given = [
+        n for n in ("alpha", "targets", "dropout", "rslora", "token_rows") if getattr(config, n) != getattr(default, n)
+    ]
     if given and config.adapter is not None:
         raise ValueError(f"lora.{given[0]} has no effect with lora.adapter, which sets it: remove lora.{given[0]}.")
     if given and not config.rank:
@@ -286,8 +294,9 @@ def merge_lora(network: Network) -> Network:
 
     Quantized kernels, with or without LoRA, become plain kernels: the dequantized values plus the update. This is the
     network that was trained, as opposed to the update added to the original, unquantized weights. Quantized tables
-    become plain tables.
+    become plain tables, and trained rows of tokens go into theirs.
     """
+    merge_token_rows(network)
     dense_tables(network)
     for linear in linears(network):
         kernel, lora = dense_kernel(linear), lora_of(linear)
