@@ -62,6 +62,7 @@ ELSEWHERE = {
     "adapters/peft_config": "adapters/test_peft.py",
     "runs/adapting": "runs/test_model.py",
     "runs/bucket_lock": "runs/test_bucket.py",
+    "runs/encoding": "answering/test_preparing.py",
     "runs/fitted_head": "tasks/text/test_setfit.py",
     "runs/initial": "answering/test_beginning.py",
     "runs/stored": "answering/test_beginning.py",

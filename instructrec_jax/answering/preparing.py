@@ -14,7 +14,7 @@ from instructrec_jax.files import write_json
 from instructrec_jax.preparation.prepare_data import check_target, whole_or_nothing
 from instructrec_jax.preparation.wording.teacher import Teacher
 from instructrec_jax.ranking.catalogue import Catalogue
-from instructrec_jax.ranking.semantic_ids import FOLDER, QuantizerName, fit
+from instructrec_jax.ranking.semantic_ids import ENCODER, FOLDER, QuantizerName, fit
 
 
 def open_teacher(path: str) -> Teacher:
@@ -51,17 +51,16 @@ class IdsConfig:
 
 def prepare_ids(config: IdsConfig) -> dict[str, object]:
     """Writes the folder; returns its card. The same settings give the same bytes."""
-    from instructrec_jax.runs.run import Run, is_run
-    from instructrec_jax.runs.vectors import settings_of
+    from instructrec_jax.runs.encoding import text_vectors
 
     out = Path(config.out).absolute()
     check_target(out, config.overwrite)
     network, catalogue = find_folder(config.network), Catalogue.load(config.catalogue)
-    encoder = Run.open(config.encoder, () if is_run(config.encoder) else settings_of(config.encoder))
-    vectors = encoder.encode(catalogue.texts)
+    encoder = Path(config.encoder)
+    found = str(encoder.absolute()) if encoder.exists() else config.encoder  # a hub id
     ids = fit(
         catalogue.ids,
-        vectors,
+        text_vectors(found, catalogue.texts),
         levels=config.levels,
         codes=config.codes,
         seed=config.seed,
@@ -79,6 +78,7 @@ def prepare_ids(config: IdsConfig) -> dict[str, object]:
     def write(folder: Path) -> dict[str, object]:
         widen(network, ids.tokens, folder, config.seed)
         ids.save(folder / FOLDER)
+        write_json(folder / FOLDER / ENCODER, {"encoder": found})
         write_json(folder / "card.json", card)
         return card
 

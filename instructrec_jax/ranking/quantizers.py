@@ -57,6 +57,11 @@ class Quantizer:
     projection: Projection
     codebooks: Sequence[np.ndarray]
 
+    @property
+    def size(self) -> int:
+        """Numbers of a vector before the projection."""
+        return self.projection.layers[0][0].shape[0] if self.projection.layers else self.codebooks[0].shape[1]
+
     def codes(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The nearest code of each level to what the levels before leave.
 

@@ -4,6 +4,7 @@
     FOLDER/codebooks.safetensors  a, b ...: float32 [codes, size] of each level; their sum is nearly the item's vector,
                                   or what a projection makes of it (projection.0.kernel, projection.0.bias, ...);
                                   last: int32 [1], the number of codes of the last level
+    FOLDER/encoder.json           {"encoder": the network or run whose vectors were divided}
 
 Codes come from a quantizer (`ranking.quantizers`): a level divides what the levels before leave of the vectors. One
 more level counts the items that all others leave together, so each item has codes of its own.
@@ -22,7 +23,7 @@ from instructrec_jax.files import read_jsonl, replacing, write_jsonl
 from instructrec_jax.ranking.quantizers import Projection, Quantizer, distances, fit_fsq, fit_kmeans
 
 FOLDER = "semantic_ids"  # of the codes, in the folder of a network whose vocabulary has them
-CODES, CODEBOOKS = "codes.jsonl", "codebooks.safetensors"
+CODES, CODEBOOKS, ENCODER = "codes.jsonl", "codebooks.safetensors", "encoder.json"
 SPARE = 4  # codes of the last level beyond those in use, for new items
 QuantizerName = Literal["kmeans", "fsq", "rqvae"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -75,9 +76,14 @@ class SemanticIds:
           vectors: float [new items, size], as those of `fit`.
 
         Raises:
-          ValueError: all codes near a new item are taken.
+          ValueError: all codes near a new item are taken, or vectors of another size, or that are not finite.
         """
         _check_finite(vectors)
+        if vectors.shape[1] != self.quantizer.size:
+            raise ValueError(
+                f"the vectors of new items have {vectors.shape[1]} numbers, but the codes were made of "
+                f"{self.quantizer.size}: the encoder is another one now."
+            )
         taken = {tuple(row) for row in self.codes.tolist()}
         firsts, before = self.quantizer.codes(np.asarray(vectors, np.float64))
         order = np.argsort(distances(before, self.codebooks[-1]), 1, kind="stable").tolist()

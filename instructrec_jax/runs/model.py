@@ -47,6 +47,7 @@ from instructrec_jax.preparation import demos
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.runs.adapting import adapted, check_trainable
 from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.encoding import text_vectors
 from instructrec_jax.runs.stored import PARAMETERS, RECORD, Origin, filled, flat, read_parameters
 from instructrec_jax.tasks.base import Model, Task, TaskContext
 from instructrec_jax.training.checkpoint import Checkpoints, abstract
@@ -137,6 +138,7 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
         vocab_size=getattr(network.get_text_config(), "vocab_size", None),
         answer_vocabulary=answer_vocabulary(network) if family.draws else None,
         prompt_type=family.prompt_type,
+        text_vectors=text_vectors,
         batch_size=config.data.examples_per_step,
         pad_to=limit if family.padded else None,
     )

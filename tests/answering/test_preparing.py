@@ -9,9 +9,11 @@ from tiny_runs import tiny_run
 
 from instructrec_jax import prepare
 from instructrec_jax.answering.recommender import Recommender
+from instructrec_jax.answering.requests import Request
 from instructrec_jax.evaluate import main as evaluate
 from instructrec_jax.files import read_json, write_jsonl
 from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.encoding import text_vectors
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks import GenerativeConfig
 from instructrec_jax.tasks.ranking.generative import GenerativeTask
@@ -75,9 +77,20 @@ def test_it_learns_and_answers_as_it_was_measured(
     assert len(found) == 10 and "item-3" not in found and len(set(found)) == 10
 
 
-def test_new_items_have_no_codes(tuned: Config, tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "new.jsonl", [{"title": "Bright (2020)"}])
-    with pytest.raises(ValueError, match="generative: new items have no codes yet.*prepare ids"):
+def test_new_items_get_codes_and_are_found(tuned: Config, checkpoint: Path, tmp_path: Path) -> None:
+    """Their vectors come from the encoder that made the codes; each item is found once, and none that was seen."""
+    titles = ["Bright (2020)", "Bright (2020)", "星 (2021)"]
+    write_jsonl(tmp_path / "new.jsonl", [{"title": title, "id": f"n{n}"} for n, title in enumerate(titles)])
+    model = Recommender(tuned.run_dir, items=tmp_path / "new.jsonl")
+    task = model.first.task
+    assert isinstance(task, GenerativeTask) and list(task.ids.items)[-3:] == ["n0", "n1", "n2"]
+    vectors = text_vectors(str(checkpoint), task.catalogue.texts[-3:])
+    assert (task.ids.codes[-3:, 0] == task.ids.quantizer.codes(vectors)[0][:, 0]).all()
+    (answer,) = model.recommend([Request(instruction="a good film war", history=["item-3"])], k=14, evidence=False)
+    items = [each.item for each in answer.recommendations]
+    assert len(items) == len(set(items)) == 14 and {"n0", "n1", "n2"} < set(items) and "item-3" not in items
+    (Path(tuned.run_dir) / "backbone" / "semantic_ids" / "encoder.json").write_text('{"encoder": "nowhere/nothing"}')
+    with pytest.raises((ValueError, OSError), match="nowhere/nothing"):
         Recommender(tuned.run_dir, items=tmp_path / "new.jsonl")
 
 

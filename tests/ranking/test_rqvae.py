@@ -1,5 +1,7 @@
 """RQ-VAE: its loss and gradients against PyTorch's, and what training makes of vectors."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -20,7 +22,7 @@ def test_loss_and_gradients_are_those_of_the_formula() -> None:
     ours = jax.tree.map(lambda x: jax.numpy.asarray(x, jax.numpy.float32), params)
     theirs = jax.tree.map(lambda x: torch.tensor(x, requires_grad=True), params)
 
-    def run(layers: list, x: torch.Tensor) -> torch.Tensor:
+    def run(layers: list[Any], x: torch.Tensor) -> torch.Tensor:
         (first, one), (second, two) = layers
         return torch.relu(x @ first + one) @ second + two
 
