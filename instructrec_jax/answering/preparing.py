@@ -10,10 +10,11 @@ from pathlib import Path
 
 from instructrec_jax.backbones.folder import find_folder
 from instructrec_jax.backbones.wider_vocabulary import widen
-from instructrec_jax.files import write_json
+from instructrec_jax.files import write_json, write_jsonl
 from instructrec_jax.preparation.prepare_data import check_target, whole_or_nothing
+from instructrec_jax.preparation.wording.alignment import alignment_examples
 from instructrec_jax.preparation.wording.teacher import Teacher
-from instructrec_jax.ranking.catalogue import Catalogue
+from instructrec_jax.ranking.catalogue import Catalogue, Splits, has_splits
 from instructrec_jax.ranking.semantic_ids import ENCODER, FOLDER, QuantizerName, fit
 
 
@@ -43,6 +44,10 @@ class IdsConfig:
     """levels of the quantizer; one more distinguishes items that these leave together"""
     codes: int = 256
     """codes of a level"""
+    alignment: bool = False
+    """also write instructions that tie codes to titles, wishes and histories; test.jsonl: in other wordings"""
+    noun: str = "item"
+    """noun for items in these: film, game, book, product, item"""
     seed: int = 0
     """of the quantizer and of the new rows of the word embeddings"""
     overwrite: bool = False
@@ -79,6 +84,13 @@ def prepare_ids(config: IdsConfig) -> dict[str, object]:
         widen(network, ids.tokens, folder, config.seed)
         ids.save(folder / FOLDER)
         write_json(folder / FOLDER / ENCODER, {"encoder": found})
+        if config.alignment:
+            splits = Splits.load(config.catalogue, catalogue) if has_splits(config.catalogue) else None
+            for name, held_out in {"train": False, "test": True}.items():
+                examples = alignment_examples(
+                    ids, catalogue, splits, held_out=held_out, noun=config.noun, seed=config.seed
+                )
+                write_jsonl(folder / "alignment" / f"{name}.jsonl", (each.to_record() for each in examples))
         write_json(folder / "card.json", card)
         return card
 
