@@ -10,8 +10,10 @@ from tiny_runs import tiny_run
 from instructrec_jax import prepare
 from instructrec_jax.answering.recommender import Recommender
 from instructrec_jax.answering.requests import Request
+from instructrec_jax.data.example import Example
 from instructrec_jax.evaluate import main as evaluate
-from instructrec_jax.files import read_json, write_jsonl
+from instructrec_jax.files import read_json, read_jsonl, write_jsonl
+from instructrec_jax.ranking.semantic_ids import SemanticIds
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.encoding import text_vectors
 from instructrec_jax.runs.run import Run
@@ -59,6 +61,22 @@ def test_it_says_how_far_each_level_is_used(
     with pytest.raises(ValueError, match="already exists"):
         prepare.main(asked(folder, checkpoint, language_models["llama"], "decoder"))
     prepare.main([*asked(folder, checkpoint, language_models["llama"], "decoder"), "--overwrite", "true"])
+
+
+def test_another_quantizer_and_instructions_about_codes(
+    folder: Path, checkpoint: Path, language_models: dict[str, Path]
+) -> None:
+    arguments = asked(folder, checkpoint, language_models["llama"], "other")
+    card = prepare.main([*arguments, "--quantizer", "fsq", "--alignment", "true", "--noun", "film"])
+    assert card["settings"]["quantizer"] == "fsq"  # type: ignore[index]
+    ids = SemanticIds.load(folder / "other" / "semantic_ids")
+    assert ids.quantizer.projection.bounded and len(ids.items) == 12
+    for split in ("train", "test"):
+        rows = [Example.from_record(row) for row in read_jsonl(folder / "other" / "alignment" / f"{split}.jsonl")]
+        named = {e.output for e in rows if e.origin["form"] == "title to id"}
+        assert named == {ids.text(number) for number in range(12)}
+    with pytest.raises(ValueError, match="quantizer"):
+        prepare.main([*arguments, "--overwrite", "true", "--quantizer", "nonsense"])
 
 
 def test_it_learns_and_answers_as_it_was_measured(
