@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from instructrec_jax.adapters.module_patterns import matches
 from instructrec_jax.backbones.json_fields import Fields, read_fields
@@ -12,7 +12,6 @@ Number = TypeVar("Number", int, float)
 
 CONFIG = "adapter_config.json"
 MOST_RANK = 1 << 16
-MOST_TOKENS = 1 << 31
 
 # Fields of adapter_config.json that are supported, and fields that do not affect the network. PEFT has many more, for
 # variants of LoRA; an adapter that sets one of those is refused.
@@ -139,12 +138,15 @@ def _present(fields: Fields, name: str, value: Number | None) -> Number:
 
 
 def _tokens(fields: Fields) -> list[int] | dict[str, list[int]] | None:
-    given = fields.values.get("trainable_token_indices")
-    for each in given.values() if isinstance(given, dict) else [given or [0]]:
-        whole = isinstance(each, list) and all(type(token) is int and 0 <= token < MOST_TOKENS for token in each)
-        if not whole or not each or len(set(each)) < len(each):
-            fields.refuse("trainable_token_indices", "distinct tokens, or a list of them for each module")
-    return given or None
+    given: Any = fields.values.get("trainable_token_indices")
+    if not given:
+        return None
+    for each in given.values() if isinstance(given, dict) else [given]:
+        if not (isinstance(each, list) and each and all(type(token) is int and token >= 0 for token in each)):
+            fields.refuse("trainable_token_indices", "tokens, or a list of them for each module")
+        if len(set(each)) < len(each):
+            fields.refuse("trainable_token_indices", "distinct tokens")
+    return cast(list[int] | dict[str, list[int]], given)
 
 
 def is_target(adapter: Adapter, name: str) -> bool:

@@ -1,6 +1,7 @@
 """Instructions that tie codes to language: what they say is true, and held-out wordings are others."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from instructrec_jax.preparation.wording.alignment import ASKED, HISTORY, alignm
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
 
 NAMES = ["i 1", "i 2", "i 3", "i 4", "i 5"]
-FACTS = {"genres": [["Drama"], ["Drama"], ["Comedy"], ["Comedy"], []], "year": [1991, 1992, 1985, 1986, None]}
+YEARS = [1991, 1992, 1985, 1986, None]
+FACTS: dict[str, Any] = {"genres": [["Drama"], ["Drama"], ["Comedy"], ["Comedy"], []], "year": YEARS}
 CATALOGUE = Catalogue(NAMES, ["Alpha", "Beta 😀", "{title}", "星", "Epsilon"], NAMES, FACTS)
 NONE = np.empty(0, np.int32)
 USERS = [np.array([0, 1, 2], np.int32), np.array([3], np.int32), np.array([*range(5)] * 3, np.int32)]
@@ -44,7 +46,7 @@ def test_a_wish_is_true_of_the_item_and_does_not_name_it() -> None:
         assert e.output == IDS.text(item)
         kind, other = ("drama", "comed") if item < 2 else ("comed", "drama")
         text = e.instruction.lower()
-        assert other not in text and (kind in text or str(FACTS["year"][item])[2] in text or "ties" in text)
+        assert other not in text and (kind in text or str(YEARS[item])[2] in text or "ties" in text)
         assert CATALOGUE.titles[item] not in e.instruction
 
 
