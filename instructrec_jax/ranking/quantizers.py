@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from scipy.special import ndtr
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,11 @@ class Projection:
         x = np.asarray(vectors, np.float64)
         for number, (kernel, bias) in enumerate(self.layers):
             x = (np.maximum(x, 0) if number else x) @ kernel.astype(np.float64) + bias
-        return ndtr(x) if self.bounded else x
+        if not self.bounded:
+            return x
+        from scipy.special import ndtr  # slow to load
+
+        return np.asarray(ndtr(x))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Arrays by name, for a file."""
