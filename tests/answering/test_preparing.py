@@ -1,6 +1,8 @@
 """`prepare ids`, from a prepared folder to a run that recommends."""
 
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,3 +147,13 @@ def test_wrong_settings_are_named(
     task = GenerativeConfig(catalogue=str(folder / "catalogue"), **changes)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=problem):
         train(tiny_run("retrieval", Path(tuned.backbone.path), tmp_path, task=task))
+
+
+def test_the_benchmark_of_the_search_runs(
+    tuned: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = Path(__file__).parents[2] / "scripts" / "benchmark_codes.py"
+    monkeypatch.setattr(sys, "argv", [str(script), tuned.run_dir, "--cases", "3", "--rounds", "1"])
+    runpy.run_path(str(script), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "3 prompts, 20 beams, 3 levels, 12 items" in said and "\nratio " in said
