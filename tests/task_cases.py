@@ -264,7 +264,8 @@ def built(
     mesh: tuple[int, ...] = (1, 1, 1),
 ) -> Built:
     folder = networks[network, dropout]
-    settings = LoraConfig(rank=2, dropout=0.1 if dropout else 0.0) if lora else LoraConfig()
+    rows: Any = "added" if network.startswith("codes ") else "none"
+    settings = LoraConfig(rank=2, dropout=0.1 if dropout else 0.0, token_rows=rows) if lora else LoraConfig()
     length = 64 if network == "bert" else LENGTH
     config = Config(
         backbone=BackboneConfig(str(folder), dtype="float32"),

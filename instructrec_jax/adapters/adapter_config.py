@@ -9,6 +9,7 @@ PreferenceLoss = Literal["dpo", "ipo", "orpo"]
 Kind = Literal["transformer", "hstu", "gru"]
 Norm = Literal["pre", "post"]
 Activation = Literal["gelu", "relu", "swiglu"]
+TokenRowsOf = Literal["none", "added"]
 Positions = Literal["learned", "relative", "both", "none"]
 
 
@@ -22,6 +23,8 @@ class LoraConfig:
         default_factory=lambda: ["all-linear"]
     )
     dropout: float = 0.0  # dropout rate of the updates' inputs
+    # rows of word embeddings trained beside it; added: of tokens added to a vocabulary
+    token_rows: TokenRowsOf = "none"
     rslora: bool = False  # scale by alpha / sqrt(rank) instead (Kalajdzievski, 2023)
     adapter: str | None = None  # folder of a PEFT adapter to start from; sets rank, alpha and targets
 

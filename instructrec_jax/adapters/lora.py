@@ -12,6 +12,7 @@ from flax import nnx
 
 from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.adapters.quantized import Quantized, dense_kernel, dense_tables, linears, plain_kernel
+from instructrec_jax.adapters.token_rows import merge_token_rows
 from instructrec_jax.backbones.family import Rule
 from instructrec_jax.backbones.folder import family_of
 from instructrec_jax.backbones.layers import Axes, DropoutKeys, Linear, dropout
@@ -38,7 +39,9 @@ def check_lora(config: LoraConfig) -> None:
             "lora.adapter to start a new LoRA."
         )
     default = LoraConfig()
-    given = [n for n in ("alpha", "targets", "dropout", "rslora") if getattr(config, n) != getattr(default, n)]
+    given = [
+        n for n in ("alpha", "targets", "dropout", "rslora", "token_rows") if getattr(config, n) != getattr(default, n)
+    ]
     if given and config.adapter is not None:
         raise ValueError(f"lora.{given[0]} has no effect with lora.adapter, which sets it: remove lora.{given[0]}.")
     if given and not config.rank:
@@ -265,8 +268,9 @@ def merge_lora(network: Network) -> Network:
 
     Quantized kernels, with or without LoRA, become plain kernels: the dequantized values plus the update. This is the
     network that was trained, as opposed to the update added to the original, unquantized weights. Quantized tables
-    become plain tables.
+    become plain tables, and trained rows of tokens go into theirs.
     """
+    merge_token_rows(network)
     dense_tables(network)
     for linear in linears(network):
         kernel, lora = dense_kernel(linear), lora_of(linear)

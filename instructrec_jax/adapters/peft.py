@@ -3,10 +3,9 @@
 import functools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,55 +16,20 @@ from safetensors.numpy import save_file
 
 from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.adapters.lora import Place, lora_of, places, set_lora
-from instructrec_jax.adapters.module_patterns import matches
+from instructrec_jax.adapters.peft_config import CONFIG, Adapter, first, is_target, read_config
 from instructrec_jax.adapters.quantized import dense_kernel
+from instructrec_jax.adapters.token_rows import read_rows, written_rows
 from instructrec_jax.backbones.family import Head, Rule
 from instructrec_jax.backbones.folder import family_of
-from instructrec_jax.backbones.json_fields import Fields, read_fields
 from instructrec_jax.backbones.tensor_names import file_shape, to_file
 from instructrec_jax.files import write_json
 from instructrec_jax.hf_types import PretrainedConfig
 
-Number = TypeVar("Number", int, float)
-
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+TENSORS = "adapter_model.safetensors"
 ROOT = "base_model.model."  # PEFT's wrappers around the HuggingFace model
 # Heads that are trained and saved with LoRA (modules_to_save): kind -> PEFT's name of the task; None: it has none.
 TRAINED_HEADS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "span": "QUESTION_ANS", "image": None}
 TASK_TYPES = (*filter(None, TRAINED_HEADS.values()), "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
-
-# Fields of adapter_config.json that are supported, and fields that do not affect the network. PEFT has many more, for
-# variants of LoRA; an adapter that sets one of those is refused.
-FOLLOWED = {
-    "alpha_pattern",
-    "exclude_modules",
-    "init_lora_weights",
-    "layers_to_transform",
-    "lora_alpha",
-    "lora_dropout",
-    "modules_to_save",
-    "peft_type",
-    "r",
-    "rank_pattern",
-    "target_modules",
-    "use_rslora",
-}
-HARMLESS = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "ensure_weight_tying",
-    "eva_config",
-    "fan_in_fan_out",
-    "inference_mode",
-    "layers_pattern",
-    "megatron_core",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "task_type",
-}
-# Other initializations also change the base's weights, so their adapters fit only the changed weights.
-INITIALIZATIONS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 def write_peft(
@@ -78,6 +42,7 @@ def write_peft(
     head: nnx.Module | None = None,
     head_kind: str | None = None,
     saved: Sequence[str] = (),
+    language_head: nnx.Module | None = None,
 ) -> None:
     """Writes an adapter for `peft.PeftModel.from_pretrained(base model, folder)`.
 
@@ -99,7 +64,8 @@ def write_peft(
     _check_head(hf_config, task_type, head, head_kind)
     prefix = family.prefix if head_kind else ""
     written = _lora_tensors(places(backbone, hf_config), config, prefix, saved)
-    tensors, modules = dict(written.tensors), [prefix + name for name in saved]
+    rows = written_rows(backbone, head or language_head, hf_config, prefix)
+    tensors, modules = written.tensors | rows.tensors, [prefix + name for name in saved]
     if head is not None and head_kind is not None:
         of_head = _head_tensors(head, family.heads[head_kind])
         modules += sorted({name.partition(".")[0] for name in of_head})
@@ -119,6 +85,7 @@ def write_peft(
         "bias": "none",
         "fan_in_fan_out": any(is_conv1d(place.rule) for place in places(backbone, hf_config)),
         "init_lora_weights": True,
+        "trainable_token_indices": rows.indices,
         "inference_mode": True,
     }
     folder = Path(folder)
@@ -195,14 +162,14 @@ def read_peft(
         backbone: the loaded base network, without LoRA.
         hf_config: the HuggingFace config of the backbone.
         head: the base's head; its modules that the adapter has (modules_to_save) take the adapter's values.
-        head_kind: the kind of `head`, one of `TRAINED_HEADS`.
+        head_kind: the kind of `head`, one of `TRAINED_HEADS`, or "lm", of which the adapter has rows of tokens only.
 
     Returns the adapter's settings. If ranks or alphas differ between modules, the network has each module's own.
     Raises ValueError for anything but plain LoRA on linear layers (DoRA, trained biases, …), differing layers of one
     stack, a base of another shape, missing or unknown tensors, and pickles.
     """
     folder = Path(folder)
-    adapter = _read_config(folder)
+    adapter = read_config(folder)
     family = family_of(hf_config)
     tensors = {family.name_here(name): tensor for name, tensor in _read_tensors(folder).items()}
     prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
@@ -211,7 +178,8 @@ def read_peft(
         missing += _fill_place(place, adapter, tensors, prefix, folder)
     if missing:
         raise ValueError(f"{folder / TENSORS} lacks {len(missing)} tensors: {_some(missing)}.")
-    if head is not None:
+    read_rows(tensors, adapter.tokens, backbone, head, hf_config, prefix, folder / TENSORS)
+    if head is not None and head_kind != "lm":
         if head_kind not in TRAINED_HEADS:
             known = ", ".join(map(repr, TRAINED_HEADS))
             raise ValueError(f"a {head_kind!r} head cannot be read from an adapter; the kinds that can are {known}.")
@@ -232,7 +200,7 @@ def read_peft(
 
 
 def _fill_place(
-    place: Place, adapter: "_Adapter", tensors: dict[str, np.ndarray], prefix: str, folder: Path
+    place: Place, adapter: "Adapter", tensors: dict[str, np.ndarray], prefix: str, folder: Path
 ) -> list[str]:
     """Moves a module's tensors out of `tensors` into the network. Returns the names of missing tensors."""
     full = [prefix + name for name in place.names]
@@ -250,8 +218,8 @@ def _fill_place(
             f"{', '.join(full)}."
         )
     if lacking:
-        return [f"{name}.lora_A.weight" for name in lacking if here or _is_target(adapter, name)]
-    ranks = {(_first(adapter.ranks, name, adapter.rank), _first(adapter.alphas, name, adapter.alpha)) for name in full}
+        return [f"{name}.lora_A.weight" for name in lacking if here or is_target(adapter, name)]
+    ranks = {(first(adapter.ranks, name, adapter.rank), first(adapter.alphas, name, adapter.alpha)) for name in full}
     if len(ranks) > 1:
         raise ValueError(
             f"{folder}: rank_pattern or alpha_pattern differs between the layers {full[0]} … {full[-1]}, but these "
@@ -360,95 +328,6 @@ def _pop_matrices(
 # ---------------------------------------------------------------- reading the files
 
 
-@dataclass(frozen=True)
-class _Adapter:
-    """The supported fields of adapter_config.json.
-
-    Attributes:
-        targets, excluded: the modules with LoRA: (ends of) their names, or a regular expression.
-        saved: ends of the names of modules that are saved whole.
-        ranks, alphas: by pattern of the modules' names, where they differ from `rank` and `alpha`.
-        chooses_layers: whether only some layers have LoRA (layers_to_transform).
-    """
-
-    rank: int
-    alpha: float
-    dropout: float
-    rslora: bool
-    targets: str | list[str] | None
-    excluded: str | list[str] | None
-    saved: list[str]
-    ranks: dict[str, int]
-    alphas: dict[str, float]
-    chooses_layers: bool
-
-
-def _read_config(folder: Path) -> _Adapter:
-    if not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} has no {CONFIG}: it is not a PEFT adapter.")
-    fields = read_fields(folder / CONFIG)
-    kind = fields.text("peft_type")
-    if kind != "LORA":
-        raise ValueError(f"{folder / CONFIG}: peft_type is {kind!r}, but only LORA is supported.")
-    adapter = _read_fields(fields)
-    neutral: tuple[object, ...] = (None, False, "none", {}, [])
-    odd = {k: v for k, v in fields.values.items() if k not in FOLLOWED | HARMLESS and v not in neutral}
-    if fields.values.get("init_lora_weights", True) not in INITIALIZATIONS:
-        odd["init_lora_weights"] = fields.values["init_lora_weights"]
-    if odd:
-        named = ", ".join(f"{key}={value!r}" for key, value in odd.items())
-        raise ValueError(
-            f"{folder / CONFIG} has {named}, which is not supported: only plain LoRA on linear layers is, and loading "
-            "this adapter would give wrong numbers."
-        )
-    return adapter
-
-
-MOST_RANK = 1 << 16
-
-
-def _read_fields(fields: Fields) -> _Adapter:
-    """Raises ValueError for a field of a wrong type or range, and for a pattern not matchable in bounded time."""
-    rank, alpha = fields.integer("r", 1, MOST_RANK), fields.number("lora_alpha", 0.0)
-    if rank is None:
-        fields.refuse("r", "an integer")
-    dropout = fields.number("lora_dropout", 0.0, 1.0) or 0.0
-    if dropout == 1.0:
-        fields.refuse("lora_dropout", "a number from 0 to below 1")
-    targets, excluded = (
-        fields.text(name) if isinstance(fields.values.get(name), str) else fields.texts(name)
-        for name in ("target_modules", "exclude_modules")
-    )
-    ranks, alphas = (fields.object(f"{name}_pattern") or Fields(fields.where, {}) for name in ("rank", "alpha"))
-    adapter = _Adapter(
-        rank=rank,
-        alpha=8.0 if alpha is None else alpha,
-        dropout=dropout,
-        rslora=fields.flag("use_rslora"),
-        targets=targets,
-        excluded=excluded,
-        saved=fields.texts("modules_to_save") or [],
-        ranks={key: _present(ranks, key, ranks.integer(key, 1, MOST_RANK)) for key in ranks.values},
-        alphas={key: _present(alphas, key, alphas.number(key, 0.0)) for key in alphas.values},
-        chooses_layers=fields.values.get("layers_to_transform") is not None,
-    )
-    expressions = {"target_modules": targets, "exclude_modules": excluded}
-    patterns = [(name, value) for name, value in expressions.items() if isinstance(value, str)]
-    patterns += [("rank_pattern", key) for key in adapter.ranks] + [("alpha_pattern", key) for key in adapter.alphas]
-    for name, pattern in patterns:
-        try:
-            matches(pattern, "")
-        except ValueError as error:
-            raise ValueError(f"{fields.where}: {name}: {error}") from None
-    return adapter
-
-
-def _present(fields: Fields, name: str, value: Number | None) -> Number:
-    if value is None:
-        fields.refuse(name, "a number")
-    return value
-
-
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """The adapter's tensors in fp32, by name without PEFT's prefix."""
     if not (folder / TENSORS).is_file():
@@ -467,26 +346,6 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     if strange:
         raise ValueError(f"{folder / TENSORS}: {strange[0]} does not start with {ROOT!r} like PEFT's names.")
     return {name.removeprefix(ROOT): value for name, value in found.items()}
-
-
-def _is_target(adapter: _Adapter, name: str) -> bool:
-    """Whether the config's target_modules match this module (PEFT's rule: a string is a regular expression)."""
-
-    def hit(modules: str | Sequence[str] | None) -> bool:
-        if isinstance(modules, str):
-            return modules.lower() == "all-linear" or matches(modules, name)
-        return any(f".{name}".endswith(f".{module}") for module in modules or ())
-
-    covered = any(f".{module}." in f".{name}." for module in adapter.saved)
-    return hit(adapter.targets) and not hit(adapter.excluded) and not covered
-
-
-def _first(patterns: Mapping[str, Number], name: str, default: Number) -> Number:
-    """A module's rank or alpha: that of the first pattern that matches the end of its name, else the default."""
-    for key, value in patterns.items():
-        if matches(rf"(?:.*\.)?(?:{key})$", name, whole=False):
-            return value
-    return default
 
 
 def _some(names: Sequence[str]) -> str:

@@ -282,6 +282,7 @@ def write_adapter(folder: Path, model: SplitModel, run: Path, task: Task) -> Non
         trained,
         kind,
         ["pooler.dense"] if new_pooler else [],
+        network.head if kind == "lm" else None,
     )
     if kind is None:
         save_own_head(folder, network.head)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from instructrec_jax.backbones.folder import find_folder
 from instructrec_jax.backbones.wider_vocabulary import widen
-from instructrec_jax.files import write_json
+from instructrec_jax.files import write_json, write_jsonl
 from instructrec_jax.preparation.own_config import IdsConfig
 from instructrec_jax.preparation.prepare_data import check_target, whole_or_nothing
+from instructrec_jax.preparation.wording.alignment import alignment_examples
 from instructrec_jax.preparation.wording.teacher import Teacher
-from instructrec_jax.ranking.catalogue import Catalogue
-from instructrec_jax.ranking.semantic_ids import FOLDER, fit
+from instructrec_jax.ranking.catalogue import Catalogue, Splits, has_splits
+from instructrec_jax.ranking.semantic_ids import ENCODER, FOLDER, fit
 
 
 def open_teacher(path: str) -> Teacher:
@@ -27,26 +28,41 @@ def open_teacher(path: str) -> Teacher:
 
 def prepare_ids(config: IdsConfig) -> dict[str, object]:
     """Writes the folder; returns its card. The same settings give the same bytes."""
-    from instructrec_jax.runs.run import Run, is_run
-    from instructrec_jax.runs.vectors import settings_of
+    from instructrec_jax.runs.encoding import text_vectors
 
     out = Path(config.out).absolute()
     check_target(out, config.overwrite)
     network, catalogue = find_folder(config.network), Catalogue.load(config.catalogue)
-    encoder = Run.open(config.encoder, () if is_run(config.encoder) else settings_of(config.encoder))
-    vectors = encoder.encode(catalogue.texts)
-    ids = fit(catalogue.ids, vectors, levels=config.levels, codes=config.codes, seed=config.seed)
+    encoder = Path(config.encoder)
+    found = str(encoder.absolute()) if encoder.exists() else config.encoder  # a hub id
+    ids = fit(
+        catalogue.ids,
+        text_vectors(found, catalogue.texts),
+        levels=config.levels,
+        codes=config.codes,
+        seed=config.seed,
+        quantizer=config.quantizer,
+    )
     card: dict[str, object] = {
         "catalogue": config.catalogue,
         "items": len(catalogue),
         "collisions": ids.collisions,
         "levels": ids.report(),
-        "settings": {"encoder": config.encoder, "network": config.network, "seed": config.seed},
+        "settings": {"encoder": config.encoder, "network": config.network, "seed": config.seed}
+        | {"quantizer": config.quantizer},
     }
 
     def write(folder: Path) -> dict[str, object]:
         widen(network, ids.tokens, folder, config.seed)
         ids.save(folder / FOLDER)
+        write_json(folder / FOLDER / ENCODER, {"encoder": found})
+        if config.alignment:
+            splits = Splits.load(config.catalogue, catalogue) if has_splits(config.catalogue) else None
+            for name, held_out in {"train": False, "test": True}.items():
+                examples = alignment_examples(
+                    ids, catalogue, splits, held_out=held_out, noun=config.noun, seed=config.seed
+                )
+                write_jsonl(folder / "alignment" / f"{name}.jsonl", (each.to_record() for each in examples))
         write_json(folder / "card.json", card)
         return card
 

@@ -7,6 +7,7 @@ from instructrec_jax.data.data_config import DataConfig
 from instructrec_jax.data.fields import FieldsConfig
 from instructrec_jax.data.templates import TemplateName
 from instructrec_jax.masking.masker import MaskConfig
+from instructrec_jax.ranking.quantizers import QuantizerName
 
 ShownKind = Literal["file", "datasets"]
 
@@ -73,11 +74,17 @@ class IdsConfig:
     """HuggingFace folder of a decoder or encoder–decoder, with or without weights"""
     out: str
     """folder to write: that network with the codes as tokens; backbone.path of a task.type generative"""
+    quantizer: QuantizerName = "kmeans"
+    """kmeans: residual k-means; fsq: rounded principal components; rqvae: a trained autoencoder with codebooks"""
     levels: int = 3
-    """levels of residual k-means; one more distinguishes items that these leave together"""
+    """levels of the quantizer; one more distinguishes items that these leave together"""
     codes: int = 256
     """codes of a level"""
+    alignment: bool = False
+    """also write instructions that tie codes to titles, wishes and histories; test.jsonl: in other wordings"""
+    noun: str = "item"
+    """noun for items in these: film, game, book, product, item"""
     seed: int = 0
-    """of k-means and of the new rows of the word embeddings"""
+    """of the quantizer and of the new rows of the word embeddings"""
     overwrite: bool = False
     """replace `out` if it was written by this"""

@@ -1,11 +1,13 @@
 """Semantic ids: items named by codes, of which similar items share the first ones (Rajput et al., 2023, "TIGER").
 
     FOLDER/codes.jsonl            {"item": id, "codes": [one for each level]}, in the catalogue's order
-    FOLDER/codebooks.safetensors  a, b ...: float32 [codes, size] of each level; their sum is nearly the item's vector;
+    FOLDER/codebooks.safetensors  a, b ...: float32 [codes, size] of each level; their sum is nearly the item's vector,
+                                  or what a projection makes of it (projection.0.kernel, projection.0.bias, ...);
                                   last: int32 [1], the number of codes of the last level
+    FOLDER/encoder.json           {"encoder": the network or run whose vectors were divided}
 
-Codes come from residual k-means (RQ-VAE without its autoencoder): a level divides what the levels before leave of the
-vectors. One more level counts the items that all others leave together, so each item has codes of its own.
+Codes come from a quantizer (`ranking.quantizers`): a level divides what the levels before leave of the vectors. One
+more level counts the items that all others leave together, so each item has codes of its own.
 """
 
 from collections.abc import Sequence
@@ -18,9 +20,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from instructrec_jax.files import read_jsonl, replacing, write_jsonl
+from instructrec_jax.ranking.quantizers import Projection, Quantizer, QuantizerName, distances, fit_fsq, fit_kmeans
 
 FOLDER = "semantic_ids"  # of the codes, in the folder of a network whose vocabulary has them
-CODES, CODEBOOKS = "codes.jsonl", "codebooks.safetensors"
+CODES, CODEBOOKS, ENCODER = "codes.jsonl", "codebooks.safetensors", "encoder.json"
 SPARE = 4  # codes of the last level beyond those in use, for new items
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -37,14 +40,19 @@ class SemanticIds:
     Attributes:
       items: their ids.
       codes: int32 [items, levels], distinct rows; the last level counts items that the others leave together.
-      codebooks: float32 [codes, size] for each level but the last.
+      quantizer: which the codes of all levels but the last come from.
       most: codes of the last level.
     """
 
     items: Sequence[str]
     codes: np.ndarray
-    codebooks: Sequence[np.ndarray]
+    quantizer: Quantizer
     most: int
+
+    @property
+    def codebooks(self) -> Sequence[np.ndarray]:
+        """float32 [codes, size] for each level but the last."""
+        return self.quantizer.codebooks
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -67,16 +75,19 @@ class SemanticIds:
           vectors: float [new items, size], as those of `fit`.
 
         Raises:
-          ValueError: all codes near a new item are taken.
+          ValueError: all codes near a new item are taken, or vectors of another size, or that are not finite.
         """
+        _check_finite(vectors)
+        if vectors.shape[1] != self.quantizer.size:
+            raise ValueError(
+                f"the vectors of new items have {vectors.shape[1]} numbers, but the codes were made of "
+                f"{self.quantizer.size}: the encoder is another one now."
+            )
         taken = {tuple(row) for row in self.codes.tolist()}
+        firsts, before = self.quantizer.codes(np.asarray(vectors, np.float64))
+        order = np.argsort(distances(before, self.codebooks[-1]), 1, kind="stable").tolist()
         found = []
-        for item, vector in zip(items, np.asarray(vectors, np.float64), strict=True):
-            own, rest = [], vector
-            for book in self.codebooks[:-1]:
-                own.append(int(_distances(rest[None], book)[0].argmin()))
-                rest = rest - book[own[-1]]
-            nearest = np.argsort(_distances(rest[None], self.codebooks[-1])[0], kind="stable").tolist()
+        for item, own, nearest in zip(items, firsts[:, :-1].tolist(), order, strict=True):
             free = ((*own, last, count) for last in nearest for count in range(self.most))
             codes = next((codes for codes in free if codes not in taken), None)
             if codes is None:
@@ -84,7 +95,7 @@ class SemanticIds:
             taken.add(codes)
             found.append(codes)
         codes_of_new = np.array(found, np.int32).reshape(-1, self.codes.shape[1])
-        return SemanticIds([*self.items, *items], np.concatenate([self.codes, codes_of_new]), self.codebooks, self.most)
+        return SemanticIds([*self.items, *items], np.concatenate([self.codes, codes_of_new]), self.quantizer, self.most)
 
     def report(self) -> list[dict[str, object]]:
         """For each level: its codes, the share of them in use, and the entropy of their use in bits.
@@ -110,7 +121,7 @@ class SemanticIds:
         write_jsonl(folder / CODES, rows)
         books = {letter: np.ascontiguousarray(book) for letter, book in zip(LETTERS, self.codebooks, strict=False)}
         with replacing(folder / CODEBOOKS) as file:
-            file.write(save({**books, "last": np.array([self.most], np.int32)}))
+            file.write(save({**books, **self.quantizer.projection.arrays(), "last": np.array([self.most], np.int32)}))
 
     @staticmethod
     def load(folder: Path) -> "SemanticIds":
@@ -119,62 +130,62 @@ class SemanticIds:
         try:
             books = load_file(path)
             most = int(books.pop("last")[0])
+            projection = Projection.of(books)
         except (OSError, SafetensorError, KeyError) as error:
             raise ValueError(f"{path}: {error}. Make the codes anew: `prepare ids`.") from error
+        quantizer = Quantizer(projection, [books[letter] for letter in sorted(books) if letter in LETTERS])
         rows = read_jsonl(folder / CODES, _Row)
         found = [row["codes"] for row in rows]
-        sizes = (*(len(books[letter]) for letter in sorted(books)), most)
+        sizes = (*map(len, quantizer.codebooks), most)
         for line, own in enumerate(found, 1):
             if len(own) != len(sizes) or not all(0 <= code < size for code, size in zip(own, sizes, strict=True)):
                 raise ValueError(f"{folder / CODES}, line {line}: the codes {own} do not fit the levels {sizes}.")
         if len({tuple(own) for own in found}) < len(found):
             raise ValueError(f"{folder / CODES}: two items have the same codes. Make the codes anew: `prepare ids`.")
-        return SemanticIds(
-            [row["item"] for row in rows],
-            np.array(found, np.int32),
-            [books[letter] for letter in sorted(books)],
-            most,
-        )
+        return SemanticIds([row["item"] for row in rows], np.array(found, np.int32), quantizer, most)
 
 
-def fit(items: Sequence[str], vectors: np.ndarray, *, levels: int, codes: int, seed: int) -> SemanticIds:
-    """The codes of items by residual k-means.
+def fit(
+    items: Sequence[str],
+    vectors: np.ndarray,
+    *,
+    levels: int,
+    codes: int,
+    seed: int,
+    quantizer: QuantizerName = "kmeans",
+) -> SemanticIds:
+    """The codes of items by a quantizer.
 
     Args:
       items: ids.
       vectors: float [items, size].
-      levels: levels of k-means; one more distinguishes items that these leave together.
+      levels: levels of the quantizer; one more distinguishes items that these leave together.
       codes: codes of each level.
 
     Raises:
       ValueError: numbers that fit no catalogue, or vectors that are not finite.
     """
-    from sklearn.cluster import KMeans
+    from instructrec_jax.ranking.rqvae import fit_rqvae
 
     if not 1 <= levels < len(LETTERS):
         raise ValueError(f"levels should be from 1 to {len(LETTERS) - 1}, but is {levels}.")
     distinct = len(np.unique(vectors, axis=0))
     if not 2 <= codes <= distinct:
         raise ValueError(f"codes should be from 2 to {distinct:,}, the number of different vectors, but is {codes:,}.")
-    if not np.isfinite(vectors).all():
-        raise ValueError("some vectors are not finite: the network's weights contain NaN or infinity.")
-    rest, found, codebooks = np.asarray(vectors, np.float64), [], []
-    for level in range(levels):
-        means = KMeans(codes, n_init=1, random_state=seed + level).fit(rest).cluster_centers_.astype(np.float32)
-        own = _distances(rest, means).argmin(1)
-        rest = rest - means[own]
-        found.append(own)
-        codebooks.append(means)
-    prefixes = np.unique(np.stack(found, 1), axis=0, return_inverse=True)[1].reshape(-1)
+    _check_finite(vectors)
+    fitted = {"kmeans": fit_kmeans, "fsq": fit_fsq, "rqvae": fit_rqvae}[quantizer](
+        vectors, levels=levels, codes=codes, seed=seed
+    )
+    found, _ = fitted.codes(vectors)
+    prefixes = np.unique(found, axis=0, return_inverse=True)[1].reshape(-1)
     order = np.argsort(prefixes, kind="stable")
     starts = np.searchsorted(prefixes[order], prefixes[order])
     count = np.empty(len(order), np.int64)
     count[order] = np.arange(len(order)) - starts
-    together = np.stack([*found, count], 1).astype(np.int32)
-    return SemanticIds(list(items), together, codebooks, int(count.max()) + 1 + SPARE)
+    together = np.concatenate([found, count[:, None]], 1).astype(np.int32)
+    return SemanticIds(list(items), together, fitted, int(count.max()) + 1 + SPARE)
 
 
-def _distances(vectors: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """Squared distances, up to a number for each vector: float64 [vectors, means]."""
-    wide = means.astype(np.float64)
-    return (wide**2).sum(1) - 2 * vectors @ wide.T
+def _check_finite(vectors: np.ndarray) -> None:
+    if not np.isfinite(vectors).all():
+        raise ValueError("some vectors are not finite: the network's weights contain NaN or infinity.")

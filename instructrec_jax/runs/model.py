@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -13,13 +13,8 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from instructrec_jax.adapters.checkpoint_heads import Source
-from instructrec_jax.adapters.heads import head_kind
-from instructrec_jax.adapters.lora import add_lora, check_lora, find_places
-from instructrec_jax.adapters.peft import TRAINED_HEADS, read_peft
-from instructrec_jax.adapters.quantized import Format, quantize_backbone, quantize_tables
-from instructrec_jax.backbones.backbone_config import BackboneConfig
 from instructrec_jax.backbones.clip import OLD_END
-from instructrec_jax.backbones.family import PAIR, TOKENIZER, WORDLESS, Backbone, Family
+from instructrec_jax.backbones.family import PAIR, TOKENIZER, WORDLESS, Family
 from instructrec_jax.backbones.folder import (
     family_of,
     find_folder,
@@ -50,7 +45,9 @@ from instructrec_jax.files import read_json, write_json
 from instructrec_jax.hf_types import PretrainedConfig, PreTrainedTokenizerBase
 from instructrec_jax.preparation import demos
 from instructrec_jax.ranking.catalogue import Catalogue
+from instructrec_jax.runs.adapting import adapted, check_trainable
 from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.encoding import text_vectors
 from instructrec_jax.runs.stored import PARAMETERS, RECORD, Origin, filled, flat, read_parameters
 from instructrec_jax.tasks.base import Model, Task, TaskContext
 from instructrec_jax.training.checkpoint import Checkpoints, abstract
@@ -141,6 +138,7 @@ def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new
         vocab_size=getattr(network.get_text_config(), "vocab_size", None),
         answer_vocabulary=answer_vocabulary(network) if family.draws else None,
         prompt_type=family.prompt_type,
+        text_vectors=text_vectors,
         batch_size=config.data.examples_per_step,
         pad_to=limit if family.padded else None,
     )
@@ -307,7 +305,7 @@ def load_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -> Sp
         dtype=compute_dtype(config),
         shardings=sharding,
     )
-    model = adapted(task.model(source), config, source)
+    model = adapted(task.model(source), config, source, task.context.tokenizer)
     shardings = parameter_shardings(mesh, model)
     graphdef, state = nnx.split(model)
     params = place(nnx.to_pure_dict(state), shardings)
@@ -355,73 +353,13 @@ def abstract_model(config: Config, task: Task, folder: Path, mesh: DeviceMesh) -
             rngs=rngs,
         )
         source = Source(None, backbone, hf_config, pooling, LoadReport(), rngs, compute_dtype(config))
-        return adapted(task.model(source), config, source)
+        return adapted(task.model(source), config, source, task.context.tokenizer)
 
     model: Model = nnx.eval_shape(build)
     graphdef, state = nnx.split(model)
     source = Source(None, model, hf_config, pooling, LoadReport(), nnx.Rngs(config.seed), compute_dtype(config))
     shardings = parameter_shardings(mesh, model)
     return SplitModel(graphdef, nnx.to_pure_dict(state), shardings, source, frozen_by(config, task, model))
-
-
-def adapted(model: Model, config: Config, source: Source) -> Model:
-    """The network with quantized linear layers and LoRA matrices, as the settings say; changed in place."""
-    lora = config.lora
-    check_lora(lora)
-    if config.backbone.cache_dtype == "int8":
-        backbone = getattr(model, "backbone", None)
-        if not isinstance(backbone, Backbone) or not hasattr(backbone, "empty_cache"):
-            raise ValueError(
-                "backbone.cache_dtype is int8, but this task's network has no cache of keys and values: leave it out."
-            )
-        backbone.cache_codes = True
-    if not hasattr(model, "backbone") and (lora.on or config.backbone.quantize != "none"):
-        name = "lora" if lora.on else "backbone.quantize"
-        raise ValueError(f"{name} is set, but this task's network has no backbone: leave it out.")
-    if (format := stored_format(config.backbone)) is not None:
-        keep = config.backbone.quantize_keep
-        name = "backbone.quantize_keep"
-        kept = find_places(model.backbone, source.config, keep, name, modules=False) if keep else []
-        quantize_backbone(model.backbone, format, keep=[place.linear for place in kept])
-        if config.backbone.quantize_embeddings:
-            quantize_tables(model, format.activations)
-    if lora.adapter is not None:
-        kind = head_kind(model.head)
-        classifier = (model.head, kind) if kind in TRAINED_HEADS else ()
-        source.lora = read_peft(lora.adapter, model.backbone, source.config, *classifier)
-    elif lora.rank:
-        add_lora(model.backbone, source.config, lora, source.rngs)
-        source.lora = lora
-    return model
-
-
-def check_trainable(config: Config) -> None:
-    """Raises ValueError for a network that would have to be trained in codes."""
-    if config.backbone.quantize != "none" and not config.lora.on:
-        raise ValueError(
-            "backbone.quantize freezes the backbone, so it needs LoRA: set lora.rank, such as 8. To quantize a network "
-            "that is not to be trained, use `python -m instructrec_jax.compress`."
-        )
-
-
-def stored_format(config: BackboneConfig) -> Format | None:
-    """How the kernels of linear layers are stored; None: as they are.
-
-    Raises ValueError for settings that have no effect, or do not go together.
-    """
-    if config.quantize != "none":
-        try:
-            return Format(
-                config.quantize, config.quantize_group, config.quantize_activations, smooth=config.quantize_smooth
-            )
-        except ValueError as error:
-            raise ValueError(f"backbone.quantize: {error}") from None
-    default = BackboneConfig()
-    names = [field.name for field in fields(config) if field.name.startswith("quantize_")]
-    given = [name for name in names if getattr(config, name) != getattr(default, name)]
-    if given:
-        raise ValueError(f"backbone.{given[0]} has no effect without backbone.quantize: set it, or leave this out.")
-    return None
 
 
 def frozen_by(config: Config, task: Task, model: nnx.Module) -> Callable[[str], bool]:

@@ -12,11 +12,12 @@ from instructrec_jax.data.batch import Batch
 from instructrec_jax.distributed.launch import place
 from instructrec_jax.distributed.mesh import DeviceMesh
 from instructrec_jax.evaluation.predictor import predictor
+from instructrec_jax.runs.adapting import check_trainable
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import buckets
 from instructrec_jax.runs.fitted_head import FitHead, head_fitter
 from instructrec_jax.runs.initial import initial_model
-from instructrec_jax.runs.model import SplitModel, abstract_model, check_trainable
+from instructrec_jax.runs.model import SplitModel, abstract_model
 from instructrec_jax.runs.teachers import beside_step, open_teachers
 from instructrec_jax.tasks.base import Task
 from instructrec_jax.tasks.prediction import Predict

@@ -60,6 +60,7 @@ class TaskContext:
     pad_to: int | None = None  # tokens that every text is padded to; None: it is not padded
     image_tokens: ImageTokens | None = None  # how pictures stand between words; None: not there
     prompt_type: int = 0  # the token type of a prompt's tokens: see `backbones.family.Backbone`
+    text_vectors: Callable[[str, Sequence[str]], np.ndarray] | None = None  # vectors of texts by the run of a path
 
     def count(self, what: str, number: int = 1) -> None:
         """Counts texts that were truncated, dropped or changed, for the summary."""

@@ -20,6 +20,7 @@ from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.adapters.heads import build_head
 from instructrec_jax.adapters.lora import add_lora
 from instructrec_jax.adapters.peft import read_peft, write_peft
+from instructrec_jax.adapters.peft_config import CONFIG
 from instructrec_jax.backbones.folder import family_of, find_family
 from instructrec_jax.backbones.reading import load_backbone, load_head
 
@@ -263,16 +264,16 @@ def adapter(checkpoint, tmp_path) -> Any:
 )
 def test_settings_that_would_give_wrong_numbers_are_refused(adapter, setting, value, message):
     folder, read = adapter
-    settings = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(settings | {setting: value}))
+    settings = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(settings | {setting: value}))
     with pytest.raises(ValueError, match=message):
         read()
 
 
 def test_null_settings_have_pefts_defaults(adapter):
     folder, read = adapter
-    settings = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": None, "lora_dropout": None}))
+    settings = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(settings | {"lora_alpha": None, "lora_dropout": None}))
     assert (read().alpha, read().dropout) == (8.0, 0.0)
 
 
@@ -306,8 +307,8 @@ def test_layer_ranges_and_pickles_are_refused(adapter):
     folder, read = adapter
     tensors = load_file(folder / "adapter_model.safetensors")
     save_file({n: t for n, t in tensors.items() if ".layer.0." in n}, folder / "adapter_model.safetensors")
-    settings = json.loads((folder / "adapter_config.json").read_text()) | {"layers_to_transform": [0]}
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    settings = json.loads((folder / CONFIG).read_text()) | {"layers_to_transform": [0]}
+    (folder / CONFIG).write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="layers_to_transform.*encoder.layer.1"):
         read()
     shutil.move(folder / "adapter_model.safetensors", folder / "adapter_model.bin")

@@ -1,6 +1,8 @@
 """`prepare ids`, from a prepared folder to a run that recommends."""
 
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,13 @@ from tiny_runs import tiny_run
 
 from instructrec_jax import prepare
 from instructrec_jax.answering.recommender import Recommender
+from instructrec_jax.answering.requests import Request
+from instructrec_jax.data.example import Example
 from instructrec_jax.evaluate import main as evaluate
-from instructrec_jax.files import read_json, write_jsonl
+from instructrec_jax.files import read_json, read_jsonl, write_jsonl
+from instructrec_jax.ranking.semantic_ids import SemanticIds
 from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.encoding import text_vectors
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks import GenerativeConfig
 from instructrec_jax.tasks.ranking.generative import GenerativeTask
@@ -59,6 +65,22 @@ def test_it_says_how_far_each_level_is_used(
     prepare.main([*asked(folder, checkpoint, language_models["llama"], "decoder"), "--overwrite", "true"])
 
 
+def test_another_quantizer_and_instructions_about_codes(
+    folder: Path, checkpoint: Path, language_models: dict[str, Path]
+) -> None:
+    arguments = asked(folder, checkpoint, language_models["llama"], "other")
+    card = prepare.main([*arguments, "--quantizer", "fsq", "--alignment", "true", "--noun", "film"])
+    assert card["settings"]["quantizer"] == "fsq"  # type: ignore[index]
+    ids = SemanticIds.load(folder / "other" / "semantic_ids")
+    assert ids.quantizer.projection.bounded and len(ids.items) == 12
+    for split in ("train", "test"):
+        rows = [Example.from_record(row) for row in read_jsonl(folder / "other" / "alignment" / f"{split}.jsonl")]
+        named = {e.output for e in rows if e.origin["form"] == "title to id"}
+        assert named == {ids.text(number) for number in range(12)}
+    with pytest.raises(ValueError, match="quantizer"):
+        prepare.main([*arguments, "--overwrite", "true", "--quantizer", "nonsense"])
+
+
 def test_it_learns_and_answers_as_it_was_measured(
     folder: Path, tuned: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,9 +97,20 @@ def test_it_learns_and_answers_as_it_was_measured(
     assert len(found) == 10 and "item-3" not in found and len(set(found)) == 10
 
 
-def test_new_items_have_no_codes(tuned: Config, tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "new.jsonl", [{"title": "Bright (2020)"}])
-    with pytest.raises(ValueError, match="generative: new items have no codes yet.*prepare ids"):
+def test_new_items_get_codes_and_are_found(tuned: Config, checkpoint: Path, tmp_path: Path) -> None:
+    """Their vectors come from the encoder that made the codes; each item is found once, and none that was seen."""
+    titles = ["Bright (2020)", "Bright (2020)", "星 (2021)"]
+    write_jsonl(tmp_path / "new.jsonl", [{"title": title, "id": f"n{n}"} for n, title in enumerate(titles)])
+    model = Recommender(tuned.run_dir, items=tmp_path / "new.jsonl")
+    task = model.first.task
+    assert isinstance(task, GenerativeTask) and list(task.ids.items)[-3:] == ["n0", "n1", "n2"]
+    vectors = text_vectors(str(checkpoint), task.catalogue.texts[-3:])
+    assert (task.ids.codes[-3:, 0] == task.ids.quantizer.codes(vectors)[0][:, 0]).all()
+    (answer,) = model.recommend([Request(instruction="a good film war", history=["item-3"])], k=14, evidence=False)
+    items = [each.item for each in answer.recommendations]
+    assert len(items) == len(set(items)) == 14 and {"n0", "n1", "n2"} < set(items) and "item-3" not in items
+    (Path(tuned.run_dir) / "backbone" / "semantic_ids" / "encoder.json").write_text('{"encoder": "nowhere/nothing"}')
+    with pytest.raises((ValueError, OSError), match="nowhere/nothing"):
         Recommender(tuned.run_dir, items=tmp_path / "new.jsonl")
 
 
@@ -114,3 +147,13 @@ def test_wrong_settings_are_named(
     task = GenerativeConfig(catalogue=str(folder / "catalogue"), **changes)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=problem):
         train(tiny_run("retrieval", Path(tuned.backbone.path), tmp_path, task=task))
+
+
+def test_the_benchmark_of_the_search_runs(
+    tuned: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = Path(__file__).parents[2] / "scripts" / "benchmark_codes.py"
+    monkeypatch.setattr(sys, "argv", [str(script), tuned.run_dir, "--cases", "3", "--rounds", "1"])
+    runpy.run_path(str(script), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "3 prompts, 20 beams, 3 levels, 12 items" in said and "\nratio " in said

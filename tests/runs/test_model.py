@@ -15,9 +15,9 @@ from instructrec_jax.backbones.folder import weights_fingerprint
 from instructrec_jax.distributed.mesh import make_mesh
 from instructrec_jax.files import write_json
 from instructrec_jax.preparation import demos
+from instructrec_jax.runs.adapting import adapted
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.model import (
-    adapted,
     backbone_folder,
     compute_dtype,
     frozen_fingerprint,
@@ -100,7 +100,7 @@ def test_codes_are_not_trained(checkpoint: Path) -> None:
 def test_adapters_that_cannot_be(changes: dict[str, Any], named: str) -> None:
     model: Any = SimpleNamespace(backbone=None, head=None)
     with pytest.raises(ValueError, match=named):
-        adapted(model, changed(PLAIN, **changes), None)  # type: ignore[arg-type]
+        adapted(model, changed(PLAIN, **changes), None, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_adapters_that_cannot_be(changes: dict[str, Any], named: str) -> None:
 def test_adapters_of_a_network_without_backbone(changes: dict[str, Any], named: str) -> None:
     model: Any = SimpleNamespace(head=None)
     with pytest.raises(ValueError, match=named):
-        adapted(model, changed(PLAIN, **changes), None)  # type: ignore[arg-type]
-    assert adapted(model, PLAIN, None) is model  # type: ignore[arg-type]
+        adapted(model, changed(PLAIN, **changes), None, None)  # type: ignore[arg-type]
+    assert adapted(model, PLAIN, None, None) is model  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------ frozen weights

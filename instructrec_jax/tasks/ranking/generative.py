@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -15,8 +16,9 @@ from instructrec_jax.data.batch import BatchTexts, end_to_end
 from instructrec_jax.data.codec import storable
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import question
+from instructrec_jax.files import read_json
 from instructrec_jax.inference.code_search import CodeTrie
-from instructrec_jax.ranking.semantic_ids import CODES, FOLDER, SemanticIds
+from instructrec_jax.ranking.semantic_ids import CODES, ENCODER, FOLDER, SemanticIds
 from instructrec_jax.tasks.answers import ItemsAnswer
 from instructrec_jax.tasks.base import Encoded, Task, TaskContext, name_of
 from instructrec_jax.tasks.generation.answer_likelihood import LikelihoodTask
@@ -26,6 +28,13 @@ from instructrec_jax.tasks.ranking.ranking_config import GenerativeConfig
 from instructrec_jax.tasks.ranking.ranking_task import RankingTask, Target
 from instructrec_jax.tasks.scores import Scores
 from instructrec_jax.tasks.targets import TokenLabels
+
+
+class Encoder(TypedDict):
+    """The network or run whose vectors an item's codes come from."""
+
+    encoder: str
+
 
 MISSED = 1.0  # nats below the last item found: the score of all others
 
@@ -65,16 +74,14 @@ class GenerativeTask(RankingTask, LikelihoodTask):
             raise ValueError("data.truncate right would cut the answer at the end of a text: set it to left or drop.")
         self.ids_folder = self._find(context)
         self.ids = SemanticIds.load(self.ids_folder)
-        if context.new_items:
-            raise ValueError(
-                "generative: new items have no codes yet. Make the codes of the larger catalog with "
-                "`python -m instructrec_jax.prepare ids`, or answer with a run that reads items' texts (retrieval)."
-            )
-        if list(self.ids.items) != self.catalogue.ids:
+        known = len(self.catalogue) - context.new_items
+        if list(self.ids.items) != self.catalogue.ids[:known]:
             raise ValueError(
                 f"{self.ids_folder} has the codes of other items than the catalog {config.catalogue}: make them with "
                 f"`python -m instructrec_jax.prepare ids --catalogue {config.catalogue}`."
             )
+        if context.new_items:
+            self.ids = self._with_new(self.catalogue.ids[known:], self.catalogue.texts[known:])
         self.trie = CodeTrie(self.ids.codes, self._first_tokens(), self.ids.sizes)
         self._longest_target = len(self.ids.sizes) + 1
         self.max_target_length = self._longest_target if self.is_pair else None
@@ -89,6 +96,15 @@ class GenerativeTask(RankingTask, LikelihoodTask):
                 "`python -m instructrec_jax.prepare ids`, and set backbone.path to it."
             )
         return folder
+
+    def _with_new(self, items: Sequence[str], texts: Sequence[str]) -> SemanticIds:
+        """The codes, and those of new items, from the vectors that the encoder of `prepare ids` has for their texts."""
+        encoder, find = read_json(self.ids_folder / ENCODER, Encoder)["encoder"], self.context.text_vectors
+        assert find is not None
+        try:
+            return self.ids.with_new(items, find(encoder, texts))
+        except ValueError as error:
+            raise ValueError(f"new items get their codes from the vectors of {encoder}: {error}") from error
 
     def _first_tokens(self) -> tuple[int, ...]:
         """The token of code 0 of each level. Raises ValueError for a tokenizer without the codes."""
@@ -114,7 +130,8 @@ class GenerativeTask(RankingTask, LikelihoodTask):
         limit = self.config.history_limit
         if not limit or not example.history:
             return asked
-        codes = ", ".join(self.ids.text(n) for n in self.catalogue.numbers(example.history[-limit:]).tolist())
+        # One item a line: with `train_on: all` each item of the history is learned as the answer to those before it.
+        codes = "\n".join(self.ids.text(n) for n in self.catalogue.numbers(example.history[-limit:]).tolist())
         return replace(asked, input=f"{asked.input}\n{codes}" if asked.input else codes)
 
     def trained_form(self, example: Example) -> Example:

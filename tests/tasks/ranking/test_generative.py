@@ -1,5 +1,6 @@
 """What a generative recommender reads and finds, against the likelihood of each item."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,13 @@ import numpy as np
 import pytest
 from coded_networks import codes_of
 from helpers import examples, task_config
-from tiny_runs import untrained_run
+from tiny_runs import language_run, untrained_run
 
 from instructrec_jax.data.example import Example
+from instructrec_jax.export import main as export
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.ranking.generative import GenerativeTask
+from instructrec_jax.train import train
 
 ITEMS = [f"item-{number}" for number in range(12)]
 
@@ -64,11 +67,21 @@ def test_candidates_and_the_history_limit_the_answers(run: Run) -> None:
     assert task.ids.sizes == codes_of(ITEMS).sizes
 
 
+def test_a_network_that_learned_about_codes_before(coded: dict[str, Path], tmp_path: Path) -> None:
+    """As a language model, exported, with the codes beside it."""
+    config = language_run(coded["codes llama"], tmp_path, steps=1, evaluation__every=0)
+    train(config)
+    export([config.run_dir, "--out", str(tmp_path / "aligned")])
+    shutil.copytree(coded["codes llama"] / "semantic_ids", tmp_path / "aligned" / "semantic_ids")
+    task = task_config("generative", tmp_path / "catalogue", beams=20)
+    run = Run.open(untrained_run(tmp_path / "coded", task, tmp_path / "aligned"))
+    (answer,) = run.predict([{"instruction": "a film", "history": ["item-3"]}])
+    assert len({each.id for each in answer.items} - {"item-3"}) == 10
+
+
 def test_a_tokenizer_without_the_codes_is_refused(
     coded: dict[str, Path], language_models: dict[str, Path], tmp_path: Path
 ) -> None:
-    import shutil
-
     network = tmp_path / "network"
     shutil.copytree(language_models["llama"], network)
     shutil.copytree(coded["codes llama"] / "semantic_ids", network / "semantic_ids")
