@@ -16,8 +16,9 @@ from lora_networks import CONFIGS, TOKENS, VOCABULARY, our_logits, trained
 from safetensors.numpy import load_file, save_file
 from tiny_runs import tiny_run
 
+from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.adapters.heads import build_head
-from instructrec_jax.adapters.lora import LoraConfig, add_lora
+from instructrec_jax.adapters.lora import add_lora
 from instructrec_jax.adapters.peft import TENSORS, read_peft, write_peft
 from instructrec_jax.adapters.peft_config import CONFIG
 from instructrec_jax.adapters.quantized import quantize_tables
