@@ -4,8 +4,8 @@
     python scripts/emoji_tastes.py --out tastes --archives emoji-datasource-*.tgz
 
 The concepts are drawn once (seed 0). Half of them teach the image network: `OUT/network_data/` has their pictures, in
-two styles and with changed copies, and their names (`train_copies.jsonl`), and `network/` a CLIP without weights (see
-`emoji_pictures.py`). Of the others, those with one color on at least half of their pixels are the items of
+Twitter's style and with changed copies, and their names (`train_copies.jsonl`), and `network/` a CLIP without weights
+(see `emoji_pictures.py`). Of the others, those with one color on at least half of their pixels are the items of
 `OUT/catalogue/`, in Twitter's style. Their titles and texts are codes that say nothing.
 
 Each user likes one color, or one category of emoji (`--taste category`): 3 of 4 items are drawn from it, the others
@@ -48,7 +48,8 @@ def main() -> None:
     parser.add_argument("--taste", choices=("color", "category"), default="color", help="what users like one of")
     options = parser.parse_args()
     source = options.out / "network_data"
-    emoji_pictures.SHARE = 0.5
+    emoji_pictures.SHARE, emoji_pictures.COPIES, emoji_pictures.SPREAD = 0.5, 4, 0.02
+    emoji_pictures.VISION = dict(num_hidden_layers=4, intermediate_size=512, image_size=32, patch_size=8)
     emoji_pictures.write_pictures(options.archives, source)
     captions = [row["caption"] for row in emoji_pictures.rows_of(source, "train")]
     emoji_pictures.write_network(options.out / "network", captions)
