@@ -8,8 +8,8 @@
     python -m instructrec_jax.train --config_path configs/easy_vqa.yaml
 
 The first call writes `train.jsonl`, `validation.jsonl` and `test.jsonl` (columns image, instruction, output) beside the
-pictures; `named_train.jsonl` and `named_validation.jsonl` (image, output: color and shape, where the questions and answers of
-the same file tell both); and `tower/`, a small SigLIP image network without weights. The pictures of the
+pictures; `named_train.jsonl` and `named_validation.jsonl` (image, output: color and shape, where the questions and
+answers of the same file tell both); and `tower/`, a small SigLIP image network without weights. The pictures of the
 validation (every twentieth of the package's training) are in no other file. It prints what is right without looking:
 the most frequent answer of training, and that of each question.
 
@@ -100,8 +100,8 @@ def named(rows: list[dict[str, str]]) -> list[dict[str, str]]:
         asked = row["instruction"].rstrip("?").split()
         denied = "not" in asked or "no" in asked
         true = [*asked, row["output"]] if row["output"] != ("yes" if denied else "no") else []
-        found[row["image"]] |= {"color": word for word in true if word in colors}
-        found[row["image"]] |= {"shape": word for word in true if word in SHAPES}
+        kinds = {word: "shape" if word in SHAPES else "color" for word in true if word in colors or word in SHAPES}
+        found[row["image"]] |= {kind: word for word, kind in kinds.items()}
     both = {image: names for image, names in found.items() if len(names) == 2}
     return [{"image": image, "output": f"{names['color']} {names['shape']}"} for image, names in both.items()]
 
@@ -112,6 +112,7 @@ def write_network(folder: Path, tower: Path, texts: list[str]) -> None:
     from flax import nnx
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+    from instructrec_jax.backbones.decoder import Decoder
     from instructrec_jax.backbones.reading import load_backbone
     from instructrec_jax.backbones.writing import save_pretrained
 
@@ -151,6 +152,7 @@ def write_network(folder: Path, tower: Path, texts: list[str]) -> None:
     whole = load_backbone(folder, random_init=True, images=True, rngs=nnx.Rngs(0))
     trained = nnx.state(load_backbone(tower, images=True, rngs=nnx.Rngs(0)).module, nnx.Param)
     del trained["pooler"]  # its attention pooling, which Gemma 3 lacks
+    assert isinstance(whole.module, Decoder) and whole.module.reader is not None
     nnx.update(whole.module.reader.vision, trained)
     save_pretrained(folder, whole.module, whole.config)
 
