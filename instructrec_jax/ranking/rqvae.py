@@ -5,6 +5,7 @@
 
 Gradients pass the choice of codes straight through. The autoencoder learns without codes first (L = |x − x̂|² with
 x̂ = D(z)); codebooks start with residual k-means of its latent vectors. TIGER's start with k-means, too, but at once.
+Codes that no item has are moved to where items are, now and then and at the end, or most of the last level would be so.
 """
 
 from typing import TypedDict
@@ -20,6 +21,7 @@ WIDTHS = (256, 128, 32)  # outputs of the encoder's layers; the decoder mirrors 
 COMMITMENT = 0.25
 STEPS, BATCH, RATE = 2000, 1024, 1e-3  # of Adam
 WITHOUT_CODES = 0.25  # share of the steps
+REVIVE_EVERY = 100  # steps
 
 Layers = list[tuple[jax.Array, jax.Array]]
 
@@ -53,8 +55,10 @@ def fit_rqvae(vectors: np.ndarray, *, levels: int, codes: int, seed: int, steps:
 
     def trained(params: Params, steps: int) -> Params:
         state, batch = optimizer.init(params), min(BATCH, len(x))
-        for _ in range(steps):
+        for number in range(steps):
             params, state = step(params, state, jnp.asarray(rng.choice(len(x), batch, replace=False)))
+            if (number + 1) % REVIVE_EVERY == 0:
+                params = revived(params, x, rng)
         return params
 
     first = int(steps * WITHOUT_CODES)
@@ -62,6 +66,7 @@ def fit_rqvae(vectors: np.ndarray, *, levels: int, codes: int, seed: int, steps:
     latent = np.asarray(_run(params["encoder"], x))
     books = residual_kmeans(latent, levels=levels, codes=codes, seed=seed)
     params = trained({**params, "books": [jnp.asarray(book) for book in books]}, steps - first)
+    params = revived(params, x, rng)
     layers = [(np.asarray(kernel), np.asarray(bias)) for kernel, bias in params["encoder"]]
     kernel, bias = layers[0]
     layers[0] = ((kernel / scale).astype(np.float32), (bias - (middle / scale) @ kernel).astype(np.float32))
@@ -82,6 +87,24 @@ def loss(params: Params, x: jax.Array) -> jax.Array:
         rest = rest - jax.lax.stop_gradient(own)
     through = latent + jax.lax.stop_gradient(chosen - latent) if params["books"] else latent
     return total + jnp.square(_run(params["decoder"], through) - x).mean()
+
+
+def revived(params: Params, x: jax.Array, rng: np.random.Generator) -> Params:
+    """Moves codes that are the nearest to no vector of x onto random vectors, or what the levels before leave of them.
+
+    These are the random restarts of Jukebox (Dhariwal et al., 2020). A moved code may take the last vector of another
+    one, which is moved then: up to ten times.
+    """
+    rest, books = _run(params["encoder"], x), []
+    for book in params["books"]:
+        for _ in range(10):
+            unused = np.setdiff1d(np.arange(len(book)), np.asarray(_nearest(rest, book)))
+            if not len(unused):
+                break
+            book = book.at[unused].set(rest[rng.choice(len(rest), len(unused), replace=len(unused) > len(rest))])
+        books.append(book)
+        rest = rest - book[_nearest(rest, book)]
+    return {**params, "books": books}
 
 
 def _nearest(vectors: jax.Array, book: jax.Array) -> jax.Array:

@@ -65,3 +65,9 @@ def test_the_encoder_that_is_kept_scales_vectors_itself() -> None:
     moved = fit_rqvae(100 * vectors + 7, levels=1, codes=4, seed=0, steps=20)
     np.testing.assert_allclose(own.projection(vectors), moved.projection(100 * vectors + 7), atol=1e-3)
     assert (own.codes(vectors)[0] == moved.codes(100 * vectors + 7)[0]).mean() > 0.95
+
+
+def test_every_level_uses_its_codes() -> None:
+    vectors = RNG.normal(size=(40, 24))[RNG.integers(40, size=600)] + 0.1 * RNG.normal(size=(600, 24))
+    codes, _ = fit_rqvae(vectors, levels=3, codes=32, seed=0, steps=400).codes(vectors)
+    assert min(len(np.unique(level)) for level in codes.T) / 32 >= 0.95
