@@ -158,6 +158,11 @@ def read_rows(
     if not indices:
         return
     modules = _modules(backbone, head, hf_config, prefix)
+    if not modules:
+        raise ValueError(
+            f"{file}: trainable_token_indices is for word embeddings, which are not read in a network of type "
+            f"{hf_config.model_type}."
+        )
     first = next(iter(modules)).rpartition(".")[2]
     by_module = dict(indices) if isinstance(indices, Mapping) else {first: indices}
     for name, owner in modules.items():
@@ -183,7 +188,9 @@ def read_rows(
 def _modules(backbone: Any, head: Any, hf_config: PretrainedConfig, prefix: str) -> dict[str, Any]:
     """The modules with a table of words, by HuggingFace's names; the embeddings first."""
     family = family_of(hf_config)
-    rule = next(rule for rule in family.mapping if rule.path == "word_embeddings.table")
+    rule = next((rule for rule in family.mapping if rule.path == "word_embeddings.table"), None)
+    if rule is None:  # a network of images or sounds alone, or of two parts
+        return {}
     found = {prefix + rule.name.removesuffix(".weight"): backbone.word_embeddings}
     if getattr(head, "table", None) is not None and "lm" in family.heads:
         own = next(rule for rule in family.heads["lm"].mapping if rule.path == "table")

@@ -14,6 +14,7 @@ from flax import nnx
 from helpers import examples, task_config
 from lora_networks import CONFIGS, TOKENS, VOCABULARY, our_logits, trained
 from safetensors.numpy import load_file, save_file
+from tiny_pictures import image_network
 from tiny_runs import tiny_run
 
 from instructrec_jax.adapters.adapter_config import LoraConfig
@@ -22,7 +23,14 @@ from instructrec_jax.adapters.lora import add_lora
 from instructrec_jax.adapters.peft import TENSORS, read_peft, write_peft
 from instructrec_jax.adapters.peft_config import CONFIG
 from instructrec_jax.adapters.quantized import quantize_tables
-from instructrec_jax.adapters.token_rows import TokenRows, add_token_rows, added_tokens, merge_token_rows
+from instructrec_jax.adapters.token_rows import (
+    TokenRows,
+    add_token_rows,
+    added_tokens,
+    merge_token_rows,
+    read_rows,
+    written_rows,
+)
 from instructrec_jax.backbones.reading import load_backbone, load_head
 from instructrec_jax.export import main as export
 from instructrec_jax.files import read_json, write_jsonl
@@ -175,3 +183,10 @@ def test_what_cannot_be_is_named(bases: dict[str, Path], tmp_path: Path) -> None
     save_file(tensors, tmp_path / TENSORS)
     with pytest.raises(ValueError, match="there is no such tensor"):
         read(NEW)
+
+
+def test_a_network_without_words_has_no_rows(tmp_path: Path) -> None:
+    loaded = load_backbone(image_network("vit", tmp_path), images=True, rngs=nnx.Rngs(0))
+    assert written_rows(loaded.module, None, loaded.config, "").indices is None
+    with pytest.raises(ValueError, match="a.json: trainable_token_indices is for word embeddings.*vit"):
+        read_rows({}, [1], loaded.module, None, loaded.config, "", Path("a.json"))

@@ -38,6 +38,7 @@ from tiny_runs import compressed_run, untrained_run
 
 from instructrec_jax.adapters.lora import is_lora, merge_lora
 from instructrec_jax.adapters.quantized import Quantized, linears
+from instructrec_jax.adapters.token_rows import PEFT_NAME
 from instructrec_jax.answering.exporting import write_adapter
 from instructrec_jax.compression.compress import plain
 from instructrec_jax.compression.quantization import Quantization, quantized
@@ -350,9 +351,11 @@ def test_what_lora_trains_is_what_is_exported(name: str, networks: Any, tmp_path
             key for key in written if ".pooler." in key and ".lora_" not in key
         }  # new where the base has none, with its update merged
         lora = {path: size for path, size in trained.items() if is_lora(path) and not (whole and "/pooler/" in path)}
-        assert sum(size for key, size in written.items() if ".lora_" in key) == sum(lora.values())
-        own = [path for path in trained if path.startswith(f"head/{part}/" if part else "head/")]
-        rest = sum(size for key, size in written.items() if ".lora_" not in key and key not in whole)
+        updates = {key for key in written if ".lora_" in key or key.endswith(PEFT_NAME)}
+        assert sum(written[key] for key in updates) == sum(lora.values())
+        place = f"head/{part}/" if part else "head/"
+        own = [path for path in trained if path.startswith(place) and not is_lora(path)]
+        rest = sum(size for key, size in written.items() if key not in updates | whole)
         assert rest == sum(trained[path] for path in own)
         heads |= set(own)
     assert all(is_lora(path) or path in heads for path in trained)
