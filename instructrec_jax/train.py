@@ -84,8 +84,8 @@ def train(config: Config, given: Given | None = None) -> Path:
     Args:
       given: examples in memory that a new run keeps in its directory, see `runs.given`.
 
-    Raises ValueError if the run cannot start or resume; Interrupted (a KeyboardInterrupt) after Ctrl-C, once the last
-    step is saved.
+    Raises ValueError if the run cannot start or resume; Interrupted (a KeyboardInterrupt) after SIGTERM or Ctrl-C, once
+    the last step is saved.
     """
     check_settings(config)
     with RunLock(config.run_dir) as lock:
@@ -226,8 +226,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
     if skipped:
         say(summarize_skipped(skipped))
     if interrupt.requested:
-        say(interrupt.end(step, config.steps))
-        return run_dir
+        interrupt.end(step, config.steps)
 
     # ------------------------------------------------------------------ before, after, and baselines
     fit_head = setup.fit_head
@@ -290,7 +289,7 @@ def main(args: list[str]) -> None:
         train(parse(Config, args))
     except Interrupted as stopped:
         say(str(stopped))
-        sys.exit(130)
+        sys.exit(stopped.status)
 
 
 if __name__ == "__main__":

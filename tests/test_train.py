@@ -28,7 +28,7 @@ from instructrec_jax.runs.config import Config, main_guard, to_dict
 from instructrec_jax.tasks.base import Model, Task
 from instructrec_jax.tasks.targets import TextTargets
 from instructrec_jax.training.checkpoint import Checkpoints
-from instructrec_jax.training.interrupt import Interrupt
+from instructrec_jax.training.interrupt import Interrupt, Interrupted
 from instructrec_jax.training.optimizer import make_optimizer
 from instructrec_jax.training.state import create_state, state_shardings
 from instructrec_jax.training.step import make_train_step
@@ -63,7 +63,8 @@ def test_a_stream_trains_and_goes_on_where_it_stopped(
     other = changed(config, run_dir=str(tmp_path / "other"))
     with monkeypatch.context() as patched:
         stop_after(patched, 4)
-        train.train(other)
+        with pytest.raises(Interrupted, match="SIGTERM: saved step"):
+            train.train(other)
     assert Checkpoints(Path(other.run_dir)).steps()[-1] < 7
     train.train(other)
     assert rows(other.run_dir) == rows(config.run_dir)

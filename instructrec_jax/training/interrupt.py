@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 import jax
 from jax.experimental import multihost_utils
@@ -16,7 +16,15 @@ def _are_several() -> bool:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C stopped training, after a save of the last step."""
+    """SIGTERM or Ctrl-C stopped training, after a save of the last step; whoever called it has no trained run.
+
+    Attributes:
+      status: the exit status of a program that ends with it: 0 after SIGTERM (preemption), 130 after Ctrl-C.
+    """
+
+    def __init__(self, text: str, status: int):
+        super().__init__(text)
+        self.status = status
 
 
 class Interrupt:
@@ -43,15 +51,15 @@ class Interrupt:
             self.requested = signal.SIGTERM.name
         return self.requested is not None
 
-    def end(self, step: int, steps: int) -> str:
-        """The message after `step` of `steps` was saved because of SIGTERM (preemption).
+    def end(self, step: int, steps: int) -> NoReturn:
+        """Raises Interrupted after `step` of `steps` was saved.
 
-        Raises Interrupted with this message after Ctrl-C (SIGINT), on the process that received it.
+        Of several processes, only the one that received Ctrl-C ends as by that, the others as by SIGTERM.
         """
         text = f"saved step {step} of {steps}. Run the same command to resume."
         if self._by_hand:
-            raise Interrupted(f"Interrupted: {text}")
-        return f"{self.requested}: {text}"
+            raise Interrupted(f"Interrupted: {text}", 128 + signal.SIGINT)
+        raise Interrupted(f"{self.requested}: {text}", 0)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._restore()

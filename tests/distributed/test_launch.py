@@ -30,7 +30,7 @@ from instructrec_jax.files import read_json
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.run import Run
 from instructrec_jax.training.checkpoint import Checkpoints
-from instructrec_jax.training.interrupt import Interrupt
+from instructrec_jax.training.interrupt import Interrupt, Interrupted
 
 STEPS = 24
 # `python -m instructrec_jax.train`, in which a process is taken for dead sooner
@@ -247,7 +247,8 @@ def test_a_packed_mixture_of_streams_resumes_on_another_number_of_processes(
         requested = property(lambda self: None if next(begun, None) is not None else "SIGTERM")
         patched.setattr(Interrupt, "requested", requested, raising=False)
         patched.setattr(Interrupt, "__init__", lambda self: setattr(self, "_before", {}))
-        train.train(config)
+        with pytest.raises(Interrupted, match="SIGTERM: saved step"):
+            train.train(config)
     step = Checkpoints(Path(config.run_dir)).steps()[-1]
     assert 0 < step < 12
     command = verb("train", "--config_path", write_settings(config, tmp_path / "settings.yaml"))

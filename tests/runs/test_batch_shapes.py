@@ -24,7 +24,7 @@ from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import buckets, target_buckets
 from instructrec_jax.tasks.encoded_store import EncodedExamples, encode_stored
 from instructrec_jax.training.checkpoint import Checkpoints
-from instructrec_jax.training.interrupt import Interrupt
+from instructrec_jax.training.interrupt import Interrupt, Interrupted
 
 networks = task_cases.networks  # a fixture
 STEPS, SIZE = 24, 3  # steps, and examples of a batch: no epoch is a whole number of batches
@@ -175,7 +175,8 @@ def test_a_ragged_run_compiles_its_step_twice_and_resumes_exactly(
     stopped = changed(whole, run_dir=str(tmp_path / "stopped"))
     with monkeypatch.context() as patched:
         stop_after(patched, 7)
-        train.train(stopped)
+        with pytest.raises(Interrupted, match="SIGTERM: saved step"):
+            train.train(stopped)
     assert Checkpoints(Path(stopped.run_dir)).steps()[-1] < 10
     train.train(stopped)
     assert rows(stopped.run_dir) == rows(whole.run_dir)

@@ -41,14 +41,15 @@ def test_handlers_come_back_where_nothing_arrived_too(number: signal.Signals, ou
     assert outside == [number]
 
 
-def test_preemption_ends_with_a_message_and_control_c_with_an_error(outside: list[int]) -> None:
+@pytest.mark.parametrize(("number", "said", "status"), [(SIGNALS[0], "SIGTERM", 0), (SIGNALS[1], "Interrupted", 130)])
+def test_both_end_with_an_error_that_has_the_status(
+    number: signal.Signals, said: str, status: int, outside: list[int]
+) -> None:
     with Interrupt() as stop:
-        signal.raise_signal(signal.SIGTERM)
-    assert "SIGTERM" in stop.end(3, 10) and "step 3 of 10" in stop.end(3, 10)
-    with Interrupt() as stop:
-        signal.raise_signal(signal.SIGINT)
-    with pytest.raises(Interrupted, match="step 3 of 10"):
+        signal.raise_signal(number)
+    with pytest.raises(Interrupted, match=f"{said}: saved step 3 of 10") as ended:
         stop.end(3, 10)
+    assert ended.value.status == status
     assert issubclass(Interrupted, KeyboardInterrupt)  # not caught as an error of the run
 
 
@@ -66,6 +67,7 @@ def test_several_processes_stop_after_the_step_that_they_agree_on(
         signal.raise_signal(signal.SIGINT)
         assert outside == [signal.SIGTERM, signal.SIGTERM]
         assert [stop.after(step) for step in (1, 2, 3)] == [False, False, True] and asked == [1, 2, 3]
-    with pytest.raises(Interrupted):
-        stop.end(3, 10)  # on the process that received it
+    with pytest.raises(Interrupted) as ended:
+        stop.end(3, 10)
+    assert ended.value.status == 130  # on the process that received it
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

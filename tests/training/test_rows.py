@@ -22,7 +22,7 @@ from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.training_data import TrainingData
 from instructrec_jax.tasks import LanguageModelConfig
 from instructrec_jax.training.checkpoint import Checkpoints
-from instructrec_jax.training.interrupt import Interrupt
+from instructrec_jax.training.interrupt import Interrupt, Interrupted
 
 STEPS = 5
 STOP = 3
@@ -86,7 +86,8 @@ def test_a_stopped_run_ends_like_one_that_was_not(
         train.train(whole)
     with monkeypatch.context() as patched:
         stop_after(patched, STOP)
-        train.train(stopped)
+        with pytest.raises(Interrupted, match="SIGTERM: saved step"):
+            train.train(stopped)
     assert 0 < Checkpoints(Path(stopped.run_dir)).steps()[-1] < STEPS
     train.train(stopped)
     assert rows(stopped.run_dir) == rows(whole.run_dir)
@@ -103,7 +104,8 @@ def test_it_goes_on_with_another_number_of_devices(
     with monkeypatch.context() as patched:
         patched.setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:2]))
         stop_after(patched, STOP)
-        train.train(config)
+        with pytest.raises(Interrupted, match="SIGTERM: saved step"):
+            train.train(config)
     train.train(config)
     for mine, theirs in zip(rows(config.run_dir), rows(on_eight.run_dir), strict=True):
         assert mine.pop("kind") == theirs.pop("kind") and mine == pytest.approx(theirs, rel=1e-4)
