@@ -174,7 +174,9 @@ def _groups(kind: type, prefix: str) -> Iterator[tuple[str, type]]:
 
 
 def _setting(kind: type, entry: dataclasses.Field[object], prefix: str) -> Setting:
-    words = docstring.get_attribute_docstring(kind, entry.name)
+    # draccus itself gives up after the first base class
+    declared = next(base for base in kind.__mro__ if entry.name in vars(base).get("__annotations__", {}))
+    words = docstring.get_attribute_docstring(declared, entry.name)
     text = " ".join((words.docstring_below or words.comment_above or "").split() + words.comment_inline.split())
     if not text and _is_choice(_kind(kind, entry)):
         text = summary(_kind(kind, entry))

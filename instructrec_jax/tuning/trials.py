@@ -14,6 +14,7 @@ from instructrec_jax.evaluation.tables import Summary
 from instructrec_jax.files import read_json, write_json, write_text
 from instructrec_jax.parsing import json_value
 from instructrec_jax.runs.config import Config, to_yaml
+from instructrec_jax.runs.directory import is_finished
 
 State = Literal["running", "finished", "stopped", "failed"]
 POLL = 0.2  # seconds between looks at metrics.jsonl
@@ -96,6 +97,8 @@ def trained(config: Config, trial: Trial, log: Path, stops: Callable[[int, float
       config: its settings.
       log: what the process says, for people.
       stops: (step, value) of an evaluation -> whether the trial should end there.
+
+    Raises KeyboardInterrupt where the training was ended from outside: the trial is running until it is resumed.
     """
     settings, run_dir = log.with_suffix(".yaml"), Path(config.run_dir)
     write_text(settings, to_yaml(config))
@@ -115,6 +118,8 @@ def trained(config: Config, trial: Trial, log: Path, stops: Callable[[int, float
                     _end(process)
                     trial.state = "stopped"
                     break
+            if code == 0 and trial.state == "running" and not is_finished(run_dir):
+                raise KeyboardInterrupt  # somebody else's SIGTERM ended the training, which is saved
             if code is not None and trial.state == "running":
                 trial.state = "failed" if code or not trial.evaluations else "finished"
                 trial.note = _reason(log) if trial.state == "failed" else ""

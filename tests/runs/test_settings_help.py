@@ -70,6 +70,15 @@ def test_help_on_a_group_on_one_setting_and_on_the_types_of_task(capsys: pytest.
         parse(Config, ["--help", "optimzer"])
 
 
+def test_settings_of_a_second_base_class_are_explained_as_there(capsys: pytest.CaptureFixture[str]) -> None:
+    """`choice` has the settings of tasks that choose, and those of language models."""
+    own, above, beside = (
+        entries(shown(capsys, "--help", f"task.{name}")) for name in ("choice", "similarity", "dialogue")
+    )
+    assert own["task.labels"] == above["task.labels"] and own["task.z_loss"] == beside["task.z_loss"]
+    assert "weight of logsumexp" in own["task.z_loss"]
+
+
 def test_help_on_a_format_of_prepare_shows_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     found = entries(shown(capsys, "--help", of=SOURCES["table"]))
     assert set(found) == set(setting_names(SOURCES["table"]))

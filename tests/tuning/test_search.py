@@ -40,6 +40,10 @@ for step in (2, 4, 6):
     with open(run / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"kind": "evaluation", "step": step, "accuracy": value}) + "\\n")
     time.sleep(SLOW)
+    if step == 2 and (run.parents[1] / "preempted").exists():
+        (run.parents[1] / "preempted").unlink()
+        sys.exit(0)
+(run / "run.json").write_text(json.dumps({"format": 2, "status": "finished", "overwrite": False}))
 """
 SPACE = {"optimizer.learning_rate": Range(1e-5, 1e-1, log=True), "lora.rank": Options((2, 4, 8))}
 
@@ -167,6 +171,20 @@ def test_a_damaged_trial_is_named(tmp_path: Path) -> None:
         (tmp_path / "trials" / "0.json").write_text(text)
         with pytest.raises(ValueError, match=r"0\.json"):
             read_trial(tmp_path, 0)
+
+
+def test_a_training_that_others_end_is_not_finished(settings: Config, tmp_path: Path) -> None:
+    """SIGTERM to the training alone, which ends with status 0 after a save."""
+    out = tmp_path / "tuned"
+    out.mkdir()
+    (out / "preempted").touch()
+    with pytest.raises(KeyboardInterrupt):
+        search(settings, SPACE, out, trials=2)
+    ended = read_trial(out, 0)
+    assert ended is not None and ended.state == "running"
+    done = search(settings, SPACE, out, trials=2)
+    assert [len(trial.evaluations) for trial in done.trials] == [3, 3]
+    assert [trial.state for trial in done.trials] == ["finished"] * 2
 
 
 def test_real_trials_and_an_interruption(checkpoint: Path, tmp_path: Path) -> None:

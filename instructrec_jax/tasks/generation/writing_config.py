@@ -98,11 +98,6 @@ class PreferenceConfig(LanguageModelConfig):
 
     loss: PreferenceLoss = "dpo"  # dpo: over a list, its softmax form; ipo; orpo: without a reference
     beta: float = 0.1  # strength of the reference (dpo, ipo), or weight of the odds ratio (orpo)
-    # Repeated from the parent class: --help finds comments along one line of ancestors only.
-    template: TemplateName = "auto"  # auto: the tokenizer's chat template, else alpaca (encoder–decoders: plain)
-    enable_thinking: bool | None = None  # passed to the tokenizer's chat template; null: its default
-    date: str = "2024-07-26"  # fixed date for the tokenizer's chat template, for reproducible runs
-    max_target_length: int | None = None  # encoder–decoders: maximum tokens of an answer; null: data.max_length
 
     def text_fields(self, task: str) -> tuple[str, ...]:
         return ("output", "candidates")

@@ -89,14 +89,7 @@ class LanguageModelRankingConfig(RerankingConfig, LanguageModelConfig):
     yes: str = "yes"  # answer of yes_no for a positive candidate
     no: str = "no"  # answer of yes_no for a negative candidate
     question: str | None = None  # question after the instruction in the other forms; null: a built-in question
-    # Repeated from LanguageModelConfig: --help finds comments along one line of ancestors only.
     train_on: TrainOn = "completions"  # completions: names with their end tokens; all: every token (decoders only)
-    template: TemplateName = "auto"  # auto: the tokenizer's chat template, else alpaca (encoder–decoders: plain)
-    enable_thinking: bool | None = None  # passed to the tokenizer's chat template; null: its default
-    date: str = "2024-07-26"  # fixed date for the tokenizer's chat template, for reproducible runs
-    label_smoothing: float = 0.0  # probability mass spread over all tokens (training only)
-    z_loss: float = 0.0  # weight of logsumexp(logits)² in the training loss; 1e-4 stabilizes large models
-    max_target_length: int | None = None  # encoder–decoders: maximum tokens of an answer; null: data.max_length
 
 
 @TaskConfig.register_subclass("generative")
@@ -111,13 +104,8 @@ class GenerativeConfig(RankingConfig, LanguageModelConfig):
 
     beams: int = 50  # items found for an instruction, and prefixes of codes kept on the way
     history_limit: int = 20  # codes of the last N items of the history that the prompt ends with; 0: none
-    # Repeated from LanguageModelConfig: --help finds comments along one line of ancestors only.
     train_on: TrainOn = "completions"  # completions: the codes with their end token; all: every token (decoders only)
     template: TemplateName = "plain"  # how a prompt is written; plain: the instruction alone
-    enable_thinking: bool | None = None  # passed to the tokenizer's chat template; null: its default
-    date: str = "2024-07-26"  # fixed date for the tokenizer's chat template, for reproducible runs
-    label_smoothing: float = 0.0  # probability mass spread over all tokens (training only)
-    z_loss: float = 0.0  # weight of logsumexp(logits)² in the training loss; 1e-4 stabilizes large models
     max_target_length: int | None = None  # left out: an answer has one token for each level, and an end token
 
     def text_fields(self, task: str) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ from typing import ClassVar, Literal
 from instructrec_jax.augmentation.augmenter import METHODS
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.prompts import answer
-from instructrec_jax.data.templates import TemplateName
 from instructrec_jax.tasks.generation.writing_config import LanguageModelConfig, TrainOn
 from instructrec_jax.tasks.ranking.ranking_config import Pooling
 from instructrec_jax.tasks.task_config import TaskConfig
@@ -181,17 +180,7 @@ class ChoiceConfig(OptionsConfig, LanguageModelConfig):
     task_class = "text.choice:ChoiceTask"
     alpha: float = 1.0  # log-likelihoods are divided by (number of tokens) ** alpha; 0: not normalized
     calibrate: bool = False  # subtract the log-likelihood after a content-free input
-    # Repeated from the parent classes: --help finds comments along one line of ancestors only.
-    labels: list[str] = field(default_factory=list)  # candidates of all examples; []: each example's own
-    verbalizers: dict[str, str] = field(default_factory=dict)  # text of a label; default: its name with spaces for _
-    negatives: int = 0  # random answers of other examples as candidates, for examples without any
     train_on: TrainOn = "completions"  # completions: answers with their end tokens; all: every token (decoders only)
-    template: TemplateName = "auto"  # auto: the tokenizer's chat template, else alpaca (encoder–decoders: plain)
-    enable_thinking: bool | None = None  # passed to the tokenizer's chat template; null: its default
-    date: str = "2024-07-26"  # fixed date for the tokenizer's chat template, for reproducible runs
-    label_smoothing: float = 0.0  # probability mass spread over all tokens (training only)
-    z_loss: float = 0.0  # weight of logsumexp(logits)² in the training loss; 1e-4 stabilizes large models
-    max_target_length: int | None = None  # encoder–decoders: maximum tokens of an answer; null: data.max_length
 
 
 SLOT = "{label}"
