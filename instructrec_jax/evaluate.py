@@ -11,7 +11,7 @@
     evaluate RUN --by FIELD           also by the values of a column: the gaps
     evaluate RUN --robust default     also behavioral tests; a YAML file: your own
     evaluate RUN --calibrate          after fitting its probabilities, for every verb
-    evaluate RUN --shots 1,5,20       six ways to train its backbone on few labels
+    evaluate RUN --shots 1,5,20       seven ways to train its backbone on few labels
     evaluate RUN --lm_eval TASK       tasks of EleutherAI's lm-eval instead
 
 `--data.test new.csv` is read with the columns of the run's data.train.

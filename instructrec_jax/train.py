@@ -139,6 +139,9 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
         saved = checkpoints.restore(step, abstract(without_frozen(state), without_frozen(shardings)))
         state = replace(saved, frozen=state.frozen)
         say(resuming(step, before, config))
+    elif task.head_is_fitted == "once":
+        with heartbeat("fitting the head"):
+            state = with_fitted_head(setup, state, data.encoded)
     keep_declarations(folder, run_dir / "backbone", task, needs_weights=bool(state.frozen))
     keep_teachers(config, run_dir)
     summary = summarize(setup, data)
@@ -189,7 +192,7 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
                 state = replace(state, window=place(empty_window(state.window), replicated(mesh)))
             value = None
             evaluates = bool(validation and config.evaluation.every and step % config.evaluation.every == 0)
-            if task.fits_head and (evaluates or step % config.checkpoint.every == 0):
+            if task.head_is_fitted == "anew" and (evaluates or step % config.checkpoint.every == 0):
                 began = time.perf_counter()
                 state = with_fitted_head(setup, state, data.encoded)
                 meter.pause(time.perf_counter() - began)
@@ -217,7 +220,8 @@ def train_locked(config: Config, lock: RunLock, given: Given | None = None) -> P
                     checkpoints.save(step, without_frozen(state), progress, to_dict(config), value)
         meter.flush()
         list_skipped(source, run_dir, listed)
-        state = with_fitted_head(setup, state, data.encoded)
+        if task.head_is_fitted == "anew":
+            state = with_fitted_head(setup, state, data.encoded)
         checkpoints.save(step, without_frozen(state), progress, to_dict(config), value)
         if not interrupt.requested:
             meter.finish(step, state.skipped)

@@ -53,6 +53,7 @@ from instructrec_jax.tasks import (
     TokenClassificationConfig,
     TranscriptionConfig,
     TranslationConfig,
+    VectorClassificationConfig,
 )
 from instructrec_jax.tasks.task_config import SubtaskConfig
 from instructrec_jax.training.training_config import OptimizerConfig
@@ -74,6 +75,7 @@ def examples(kind: str, count: int = 32, seed: int = 0) -> list[Example]:
         output: Any = {
             "classification": subject,
             "setfit": subject,
+            "vector_classification": subject,
             "similarity": subject,
             "multilabel": tuple(sorted({subject, str(rng.choice(SUBJECTS))})),
             "regression": float(len(words)),
@@ -138,6 +140,7 @@ def task_config(kind: str, folder: Path, **settings: Any) -> Any:
     return {
         "classification": lambda: ClassificationConfig(labels=SUBJECTS),
         "setfit": lambda: SetFitConfig(labels=SUBJECTS),
+        "vector_classification": lambda: VectorClassificationConfig(labels=SUBJECTS),
         "similarity": lambda: SimilarityConfig(**({"labels": SUBJECTS} | settings)),
         "contrastive": lambda: ContrastiveConfig(**settings),
         "multilabel": lambda: MultilabelConfig(labels=SUBJECTS),

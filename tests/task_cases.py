@@ -76,6 +76,7 @@ CASES = {
     "position_translation, ctc": Case("bert", {"form": "ctc"}),
     "similarity": Case("bert", beside=False),
     "setfit": Case("bert", beside=False),
+    "vector_classification": Case("bert", beside=False, mesh=(1, 2, 4)),
     "contrastive": Case("clip pair", beside=False, mesh=(8, 1, 1)),
     "contrastive, labels": Case("siglip pair", {"labels": SUBJECTS}, beside=False, mesh=(1, 2, 2, 2)),
     "retrieval": Case("bert", beside=False, mesh=(1, 2, 2, 2)),

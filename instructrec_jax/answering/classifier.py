@@ -13,6 +13,7 @@ from instructrec_jax.metrics.uncertainty import probabilities
 from instructrec_jax.runs.run import Run, require_run
 from instructrec_jax.tasks.averaging import Mixture, mixed
 from instructrec_jax.tasks.base import Encoded, Task
+from instructrec_jax.tasks.text.text_config import ONE_LABEL
 
 
 def open_tagger(path: Path | Run) -> Run:
@@ -55,7 +56,7 @@ def encode_one(task: Task, text: str, output: Output, *, where: str, instruction
 
 
 class Classifier:
-    """A run of the task classification or setfit, an ensemble of them, or several runs with the same labels.
+    """A run whose task gives each text one label, an ensemble of them, or several runs with the same labels.
 
     Several runs form an ensemble with equal weights (Lakshminarayanan et al., 2017). With `draws`, each member predicts
     `draws` times with dropout on (Monte Carlo dropout, Gal & Ghahramani, 2016). Combined: members = runs × draws.
@@ -81,7 +82,7 @@ class Classifier:
             raise ValueError(f"--draws is {draws}: uncertainty needs at least 2 draws; 0 turns dropout off.")
         given = listed(runs, "runs", (str, Path, Run), "a run directory, or a list of them")
         paths = [run if isinstance(run, Run) else Path(str(run)) for run in given]
-        opened = [open_run_of(path, "classification", "setfit") for path in paths]
+        opened = [open_run_of(path, *ONE_LABEL) for path in paths]
         self.run = opened[0] if len(opened) == 1 else ensemble_of(opened)
         self.labels: list[str] = list(self.run.task.labels)
         self.draws, self.seed, self.instruction = draws, seed, instruction

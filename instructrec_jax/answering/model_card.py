@@ -38,6 +38,7 @@ from instructrec_jax.evaluation.tables import (
 from instructrec_jax.files import read_json, read_jsonl, write_text
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.run import require_run, run_settings
+from instructrec_jax.tasks.text.text_config import ONE_LABEL
 from instructrec_jax.training.tracking import read_metrics
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ NOT_STATED, NOT_MEASURED = "not stated", "not measured"
 MOST = 5  # measured failures of a kind
 # Task -> the hub's name of what the model does.
 PIPELINES = {
-    **dict.fromkeys(("classification", "setfit", "multilabel", "regression"), "text-classification"),
+    **dict.fromkeys((*ONE_LABEL, "multilabel", "regression"), "text-classification"),
     **dict.fromkeys(("language_model", "dialogue", "preference"), "text-generation"),
     **dict.fromkeys(("retrieval", "similarity"), "sentence-similarity"),
     "token_classification": "token-classification",

@@ -31,6 +31,7 @@ from instructrec_jax.tasks.averaging import Judged
 from instructrec_jax.tasks.base import Encoded, examples_of
 from instructrec_jax.tasks.recalibration import fit_recalibration, quality
 from instructrec_jax.tasks.text.classification import ClassificationTask, MultilabelTask
+from instructrec_jax.tasks.text.text_config import ONE_LABEL
 
 Domains = dict[str, dict[str, dict[str, list[float]]]]  # file -> score -> metric -> [value, low, high]
 MOST_LABELS = 10  # labels of a table, those with the lowest coverage
@@ -51,7 +52,7 @@ def calibrate(run: Run, way: Way) -> KeptCalibration:
     task, kind = run.task, run.task.outputs_are
     if not isinstance(task, ClassificationTask | MultilabelTask) or kind is None:
         raise ValueError(
-            f"--calibrate is for runs that give probabilities of labels (classification, setfit, multilabel), but "
+            f"--calibrate is for runs that give probabilities of labels ({', '.join(ONE_LABEL)}, multilabel), but "
             f"{run.path} was trained for the task {run.kind}."
         )
     cases = run.data.cases(task, "validation")

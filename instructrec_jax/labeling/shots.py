@@ -30,18 +30,19 @@ from instructrec_jax.runs.config import DEFAULT, Config, parse, to_dict
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.run import Run, is_run, run_settings
 from instructrec_jax.runs.vectors import settings_of
-from instructrec_jax.tasks import SetFitConfig
+from instructrec_jax.tasks import SetFitConfig, VectorClassificationConfig
 from instructrec_jax.tasks.logistic import logistic_regression
-from instructrec_jax.tasks.text.text_config import ClassificationConfig
+from instructrec_jax.tasks.text.text_config import ONE_LABEL, ClassificationConfig
 from instructrec_jax.training.training_config import CheckpointConfig, TrackingConfig
 
-ArmName = Literal["logistic", "prototypes", "head", "lora", "full", "setfit"]
+ArmName = Literal["logistic", "prototypes", "head", "lora", "full", "fitted", "setfit"]
 ARMS: dict[ArmName, str] = {
     "logistic": "logistic head on frozen vectors",
     "prototypes": "nearest class mean of frozen vectors",
     "head": "head alone, by the step",
     "lora": "LoRA",
     "full": "full fine-tuning",
+    "fitted": "full fine-tuning from a logistic head",
     "setfit": "SetFit",
 }
 FROZEN = ("logistic", "prototypes")  # without steps
@@ -140,7 +141,7 @@ def check_task(config: Config) -> None:
     task = config.task
     if not isinstance(task, ClassificationConfig):
         raise ValueError(
-            f"--shots compares ways to learn one label per text: task.type classification or setfit, not {task.name}."
+            f"--shots compares ways to learn one label per text: task.type {' or '.join(ONE_LABEL)}, not {task.name}."
         )
     if config.data.hold_out:
         raise ValueError("--shots draws examples of every label, but data.hold_out holds some out: leave it out.")
@@ -252,12 +253,13 @@ def arm_config(config: Config, arm: Arm, file: Path, run_dir: Path) -> Config:
     """
     labels = list(config.task.label_names or ())
     rate = config.optimizer.learning_rate or FULL_RATE
-    rates = {"head": HEAD_RATE, "lora": LORA_RATE, "full": rate, "setfit": SETFIT_RATE}
-    learned = arm.name in ("lora", "full")  # a head beside a network; SetFit's is fitted
+    rates = {"head": HEAD_RATE, "lora": LORA_RATE, "full": rate, "fitted": rate, "setfit": SETFIT_RATE}
+    learned = arm.name in ("lora", "full")  # a new head beside a network; the last two fit theirs
     of_head = (config.optimizer.head_learning_rate or HEAD_RATE) if learned else None
     lora = replace(config.lora, rank=config.lora.rank or RANK) if arm.name == "lora" else LoraConfig()
     pairs = config.task.sentence_pairs if isinstance(config.task, ClassificationConfig) else "auto"
-    task = SetFitConfig(labels) if arm.name == "setfit" else ClassificationConfig(labels, sentence_pairs=pairs)
+    kind = {"setfit": SetFitConfig, "fitted": VectorClassificationConfig}.get(arm.name)
+    task = ClassificationConfig(labels, sentence_pairs=pairs) if kind is None else kind(labels)
     return replace(
         config,
         run_dir=str(run_dir),

@@ -29,6 +29,7 @@ from instructrec_jax.robustness.lists import LANGUAGES, Lists, lists_of
 from instructrec_jax.robustness.perturbations import Perturbation
 from instructrec_jax.robustness.templates import filled
 from instructrec_jax.runs.settings_tree import nearest
+from instructrec_jax.tasks.text.text_config import ONE_LABEL
 
 T = TypeVar("T")
 Kind = Literal["invariance", "directional", "minimum"]
@@ -37,7 +38,7 @@ BIAS = "bias"  # the suite of names, pronouns and dialects
 GIVEN = ("instruction", "input", "output", "messages", "candidates", "history", "system", "words")
 # What a run predicts -> the suite that `default` reads, by language; see docs/robustness.md.
 FAMILIES = {
-    **dict.fromkeys(("classification", "setfit"), "classification"),
+    **dict.fromkeys(ONE_LABEL, "classification"),
     **{name: name for name in ("multilabel", "regression", "span", "choice", "similarity", "translation")},
     **{name: name for name in ("question_answering", "summarization", "retrieval", "sequence")},
     "extractive_summarization": "summarization",

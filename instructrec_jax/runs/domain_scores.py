@@ -34,6 +34,7 @@ from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.prediction import Run as Runs
 from instructrec_jax.tasks.recalibration import Recalibration
 from instructrec_jax.tasks.text.classification import ClassificationTask
+from instructrec_jax.tasks.text.text_config import ONE_LABEL
 from instructrec_jax.training.step import make_feature_step
 
 FOLDER = "out_of_domain"
@@ -77,7 +78,7 @@ def classification(run: Opened, what: str) -> ClassificationTask:
     """The task of a run. Raises ValueError, naming `what` needs it, for one that does not give one label per text."""
     if not isinstance(run.task, ClassificationTask):
         raise ValueError(
-            f"{what} is for runs that give each text one label (classification, setfit), but {run.path} was trained "
+            f"{what} is for runs that give each text one label ({', '.join(ONE_LABEL)}), but {run.path} was trained "
             f"for the task {run.config.task.name}."
         )
     return run.task

@@ -1,4 +1,4 @@
-"""Heads that are fitted on the vectors of the training examples, instead of learned by the step (`Task.fits_head`)."""
+"""Heads that are fitted on the vectors of the training examples (`Task.head_is_fitted`)."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -21,17 +21,17 @@ FitHead = Callable[[Tree, Sequence[Encoded]], Tree]
 def head_fitter(task: Task, model: SplitModel, mesh: DeviceMesh, buckets: Sequence[int]) -> FitHead:
     """A function: (all parameters, training examples) -> the fitted parameters, nested like all, placed like them.
 
-    Empty where the task's head is learned by the step.
+    Empty where the task's head is not fitted.
 
-    Raises ValueError where the head, or all of the backbone, is frozen.
+    Raises ValueError where the head is frozen, or all of the backbone and the head is not learned by the step.
     """
-    if not task.fits_head:
+    if task.head_is_fitted == "never":
         return lambda params, train: {}
     flat, _ = jax.tree_util.tree_flatten_with_path(model.params)
     paths = ["/".join(str(part.key) for part in path) for path, _ in flat]
     if any(path.startswith("head/") and model.is_frozen(path) for path in paths):
-        raise ValueError("backbone.freeze freezes the head, which this task fits anew: leave the head out of it.")
-    if all(path.startswith("head/") or model.is_frozen(path) for path in paths):
+        raise ValueError("backbone.freeze freezes the head, which this task fits: leave the head out of it.")
+    if task.head_is_fitted == "anew" and all(path.startswith("head/") or model.is_frozen(path) for path in paths):
         raise ValueError(
             "all of the backbone is frozen, but this task tunes its vectors, on which the head is fitted: leave out "
             "backbone.freeze and backbone.train_last, or set task.type classification."
@@ -54,7 +54,7 @@ def head_fitter(task: Task, model: SplitModel, mesh: DeviceMesh, buckets: Sequen
 
 def check_fits(task: Task, name: str, train: Sequence[Encoded]) -> None:
     """Raises ValueError for a stream, whose examples are not there together."""
-    if task.fits_head and not len(train):
+    if task.head_is_fitted != "never" and not len(train):
         raise ValueError(
             f"task.type {name} fits its head on all training examples together, which a stream does not have: set "
             "streaming: false."

@@ -37,7 +37,7 @@ from instructrec_jax.tasks.ranking.reranker import RerankerTask
 from instructrec_jax.tasks.ranking.retrieval import RetrievalTask
 from instructrec_jax.tasks.text.choice import ChoiceTask
 from instructrec_jax.tasks.text.similarity import SimilarityTask
-from instructrec_jax.tasks.text.text_config import ChoiceConfig
+from instructrec_jax.tasks.text.text_config import ONE_LABEL, ChoiceConfig
 
 Ability = Literal["embed", "rerank", "classify", "recommend", "assist", "watch", "draw", "chat", "complete"]
 ROUTES: dict[Ability, str] = {
@@ -348,7 +348,7 @@ def _scenarios(
             warming.append(partial(compile_task, slots))
     elif config.slots:
         raise ValueError(f"the model {config.path} has slots, but no actions: name its actions file.")
-    if run.trained and run.kind in ("classification", "setfit") and run.task.context.pixels is None:
+    if run.trained and run.kind in ONE_LABEL and run.task.context.pixels is None:
         try:
             found["watch"] = Watching(run, config.watch, instruction=config.instruction, most=limits.records)
         except ValueError:

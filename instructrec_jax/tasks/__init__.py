@@ -32,6 +32,7 @@ from instructrec_jax.tasks.text.text_config import (
     SimilarityConfig,
     SpanConfig,
     TokenClassificationConfig,
+    VectorClassificationConfig,
 )
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "RetrievalConfig",
     "SequenceConfig",
     "SetFitConfig",
+    "VectorClassificationConfig",
     "SimilarityConfig",
     "SpanConfig",
     "SummarizationConfig",

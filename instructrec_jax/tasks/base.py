@@ -33,6 +33,7 @@ from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.scores import Scores
 
 T = TypeVar("T")
+HeadIsFitted = Literal["never", "once", "anew"]
 
 
 @dataclass
@@ -298,12 +299,18 @@ class Task:
         """The shapes of the float32 arrays of `refresh`, for a backbone with `hidden_size` features."""
         return {}
 
-    fits_head = False  # whether `fit` makes the head, before each evaluation and checkpoint, instead of the step
+    @property
+    def divides(self) -> bool:
+        """Whether a process needs no other examples than those of its own batches, and they are encoded one by one."""
+        return self.gathers_alone and not self.encodes_together and self.head_is_fitted == "never"
+
+    # when `fit` makes the head: once, before the first step, or anew before each evaluation and checkpoint
+    head_is_fitted: HeadIsFitted = "never"
 
     def features(self, model: Network, batch: Batch) -> jax.Array:
         """What the head reads of each text, float32 [rows, segments, width], of a classification.
 
-        A task that `fits_head` fits it on these.
+        A head that is fitted is fitted on these.
         """
         raise TypeError(f"{type(self).__name__} has no features().")
 

@@ -314,7 +314,7 @@ def encode_stored(
         summarize=summarize,
         kept_from=storage.kept_from,
         part_rows=max(len(numbers), 1) if task.encodes_together else PART_ROWS,
-        shared=SHARED if storage.divided and task.gathers_alone and not task.encodes_together else (),
+        shared=SHARED if storage.divided and task.divides else (),
         # A thread encodes rows while an evaluation may use the task's tokenizer and counts.
         remake=lambda: partial(encode_block, replace(encoding, task=copy.deepcopy(task))),
     )

@@ -55,10 +55,11 @@ class MultitaskTask(Task):
                     "share a run: train it in its own run."
                 )
             task = subtask.task.build(context)
-            if task.couples_examples or task.refresh_every or task.subtasks:
+            if task.couples_examples or task.refresh_every or task.subtasks or task.head_is_fitted != "never":
                 raise ValueError(
                     f"task.tasks: task {subtask.name!r} is of type {subtask.task.name}, whose loss depends on several "
-                    "examples or on buffers, so it cannot share a run: train it in its own run."
+                    "examples or on buffers, or whose head is fitted on all of them, so it cannot share a run: train "
+                    "it in its own run."
                 )
             task.head_name = subtask.name
             self.tasks[subtask.name] = task

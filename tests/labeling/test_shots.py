@@ -84,7 +84,7 @@ def test_arms_on_frozen_vectors(name: Any, plan: Plan, checkpoint: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "name", ["setfit", *(pytest.param(n, marks=pytest.mark.slow) for n in ("head", "lora", "full"))]
+    "name", ["setfit", *(pytest.param(n, marks=pytest.mark.slow) for n in ("head", "lora", "full", "fitted"))]
 )
 def test_a_trained_arm_is_that_training(name: Any, plan: Plan, tmp_path: Path) -> None:
     arm = Arm(name, 1, 0)
@@ -92,7 +92,8 @@ def test_a_trained_arm_is_that_training(name: Any, plan: Plan, tmp_path: Path) -
     file = tmp_path / "few.jsonl"
     write_jsonl(file, [e.to_record() for e in parts(plan, arm)[0]])
     config = arm_config(RunData(plan.config()).config, arm, file, tmp_path / "run")
-    assert config.task.name == ("setfit" if name == "setfit" else "classification")
+    kinds = {"setfit": "setfit", "fitted": "vector_classification"}
+    assert config.task.name == kinds.get(name, "classification")
     train(replace(config, data=replace(config.data, test=plan.config().data.test)))
     written: Any = read_json(tmp_path / "run" / "evaluation.json")
     tuned = next(row for row in written["rows"] if row["name"] == "after tuning")
@@ -106,11 +107,11 @@ def test_arms_differ_in_what_they_train_alone(settings: Config, tmp_path: Path) 
     assert {(c.steps, c.seed, c.data.batch_size, c.data.batch_rows) for c in made.values()} == {(2, 3, 8, None)}
     trained = {name: (c.lora.rank, c.backbone.train_last) for name, c in made.items()}
     assert trained["head"] == (0, 0) and trained["lora"] == (8, None)
-    assert trained["full"] == trained["setfit"] == (0, None)
+    assert trained["full"] == trained["fitted"] == trained["setfit"] == (0, None)
     assert made["full"].optimizer.learning_rate == settings.optimizer.learning_rate
     assert made["lora"].optimizer.learning_rate == shots.LORA_RATE
     heads = {name: c.optimizer.head_learning_rate for name, c in made.items()}
-    assert heads == {"head": None, "lora": shots.HEAD_RATE, "full": shots.HEAD_RATE, "setfit": None}
+    assert heads == {"head": None, "lora": shots.HEAD_RATE, "full": shots.HEAD_RATE, "fitted": None, "setfit": None}
 
 
 def test_finished_arms_are_read(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,13 +128,13 @@ def test_finished_arms_are_read(plan: Plan, tmp_path: Path, monkeypatch: pytest.
         measured(plan, [1, 2], 2, tmp_path / "out", train)
     monkeypatch.setattr(shots, "_in_a_process", lambda plan, arm, *_: replace(fake_result(arm), seconds=2.0))
     found = measured(plan, [1, 2], 2, tmp_path / "out", train)
-    assert len(found) == 24 and sum(each.seconds == 1.0 for each in found) == 8 == len(set(calls))
+    assert len(found) == 28 and sum(each.seconds == 1.0 for each in found) == 8 == len(set(calls))
     assert [each.arm for each in found if each.seconds == 1.0] == calls
     table = table_of(found)
     mean, low, high = interval([0.2, 0.21])
     assert table[0] == ("", "1 per label", "2 per label", "seconds at 2", "GB at 2")
     assert table[1][0] == ARMS["logistic"] and table[1][2] == f"{mean:.3f} ± {(high - low) / 2:.3f}"
-    assert len(table) == 7 and table[1][3:] == ("2", "1.00")
+    assert len(table) == 8 and table[1][3:] == ("2", "1.00")
     other = replace(plan, settings=[*plan.settings, "--steps", "9"])
     with pytest.raises(ValueError, match="results of other settings .*choose another --out"):
         measured(other, [1], 1, tmp_path / "out", train)
@@ -153,7 +154,10 @@ def test_what_cannot_be_compared_is_named(finished: Config, settings: Config, tm
         with pytest.raises(ValueError, match=match):
             main([str(file), "--shots", "1", "--out", str(tmp_path / "out")])
 
-    refused(tiny_run("regression", Path(settings.backbone.path), tmp_path), "classification or setfit, not regression")
+    refused(
+        tiny_run("regression", Path(settings.backbone.path), tmp_path),
+        "classification or vector_classification or setfit, not",
+    )
     refused(changed(settings, data__hold_out=HoldOutConfig(labels=["x"])), "data.hold_out holds some out")
     copied = [replace(each, augment=AugmentConfig(delete=0.1)) for each in settings.data.train]
     refused(changed(settings, data__train=copied), "a source has augment")
@@ -182,4 +186,4 @@ def test_the_verb_measures_in_processes(plan: Plan, tmp_path: Path, capsys: pyte
     assert "one seed; 2 steps" in printed and all(title in printed for title in ARMS.values())
     kept: Any = read_json(out / "shots.json")
     assert [each["arm"]["name"] for each in kept["arms"]] == [*ARMS] and not list((out / "work").iterdir())
-    assert (out / "shots.md").read_text(encoding="utf-8").count("\n|") == 8
+    assert (out / "shots.md").read_text(encoding="utf-8").count("\n|") == 9

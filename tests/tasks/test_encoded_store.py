@@ -132,10 +132,9 @@ def test_every_task_on_hosts_without_a_shared_disk(
     found = as_processes(
         monkeypatch, 2, lambda n: stored(tasks[n], source, tmp_path / f"store{n}", divided=True, workers=1)
     )
-    divided = task.gathers_alone and not task.encodes_together
     for number, each in enumerate(found):
         written = sorted(path.name for path in (tmp_path / f"store{number}").rglob("part-*"))
-        if divided:
+        if task.divides:
             assert written == [f"part-0000{n}.arrow" for n in (number, number + 2)]
             each = pickle.loads(pickle.dumps(each))
         assert each.lengths.tolist() == whole.lengths.tolist() and each.fingerprint == whole.fingerprint

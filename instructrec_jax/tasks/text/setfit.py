@@ -10,20 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructrec_jax.adapters.checkpoint_heads import Source
 from instructrec_jax.adapters.losses import squared_error
 from instructrec_jax.adapters.soft_targets import SoftOutputs
-from instructrec_jax.adapters.vector_classifier import VectorClassifier
-from instructrec_jax.backbones.layers import DropoutKeys
 from instructrec_jax.data.batch import Batch, BatchTexts, PerExample, TextNumbers
-from instructrec_jax.data.example import Example
-from instructrec_jax.data.packing import max_segments
-from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Network, TaskContext, in_microbatches
-from instructrec_jax.tasks.logistic import logistic_head
-from instructrec_jax.tasks.objective import Reading
-from instructrec_jax.tasks.text.classification import ClassificationTask, ClassTarget
+from instructrec_jax.tasks.base import Encoded, LossInputs, Network, TaskContext, in_microbatches
+from instructrec_jax.tasks.text.classification import ClassTarget
 from instructrec_jax.tasks.text.text_config import SetFitConfig
-from instructrec_jax.tasks.texts import rendered, with_default_prompt
+from instructrec_jax.tasks.text.vector_classification import VectorClassificationTask
 
 
 @jax.tree_util.register_dataclass
@@ -41,7 +34,7 @@ class LabelPairs:
     alike: PerExample
 
 
-class SetFitTask(ClassificationTask):
+class SetFitTask(VectorClassificationTask):
     """Each example of a batch and a partner are a pair; half of the partners have the example's label.
 
     Partners are drawn from all training examples, as a function of the step; a text is its own partner only where no
@@ -50,39 +43,18 @@ class SetFitTask(ClassificationTask):
 
     couples_examples = True
     gathers_alone = False
-    fits_head = True
+    head_is_fitted = "anew"
     reads_unlabeled = False  # its loss is of pairs with known labels
 
     def __init__(self, config: SetFitConfig, context: TaskContext):
-        super().__init__(config, with_default_prompt(context))
-        self.needs_pooler = False
+        super().__init__(config, context)
         self._partners: _Partners | None = None
-
-    def model(self, source: Source) -> Model:
-        if source.pooling.projection is not None:
-            raise ValueError(
-                f"{source.pooling.projection.folder} is a projection, which task.type setfit does not tune: choose a "
-                "sentence encoder without one (a folder 2_Dense), or task.type classification."
-            )
-        width = source.config.get_text_config().hidden_size
-        head = VectorClassifier(width, len(self.labels), pooling=source.pooling.mode, rngs=source.rngs)
-        return Model(source.backbone, head)
-
-    def _readings(self, example: Example) -> list[Reading]:
-        return super()._readings(example) if self.reads_pairs else rendered(self.context, example)
 
     # ---------------------------------------------------------------- host
 
     def prepare(self, train: Sequence[Encoded[ClassTarget]]) -> None:
-        """Raises ValueError for a label without examples."""
-        labels = self.truth(train)
-        counts = np.bincount(labels, minlength=len(self.labels))
-        if missing := [self.labels[number] for number in np.flatnonzero(counts == 0)]:
-            raise ValueError(
-                f"data.train has no example of {', '.join(missing[:10])}: task.type setfit fits its head on training "
-                "examples of each label. Add some, or leave these labels out of task.labels."
-            )
-        self._partners = _Partners(train, labels)
+        super().prepare(train)
+        self._partners = _Partners(train, self.truth(train))
 
     def gather(self, encoded: Sequence[Encoded[ClassTarget]], rng: np.random.Generator) -> BatchTexts:
         partners = self._partners or _Partners(encoded, self.truth(encoded))
@@ -95,14 +67,6 @@ class SetFitTask(ClassificationTask):
         return BatchTexts([e.text for e in (*encoded, *seconds)], pairs)
 
     # ---------------------------------------------------------------- device
-
-    def _vectors(self, model: Network, batch: Batch, dropout: DropoutKeys | None) -> jax.Array:
-        hidden = model.hidden(batch, dropout)
-        return model.head.vectors(hidden, batch.texts.segment_ids, max_segments(hidden.shape[1]))
-
-    def _outputs(self, model: Network, batch: Batch, dropout: DropoutKeys | None) -> jax.Array:
-        hidden = model.hidden(batch, dropout)
-        return model.head(hidden, batch.texts.segment_ids, max_segments(hidden.shape[1]))
 
     def loss(self, model: Network, batch: Batch, inputs: LossInputs) -> tuple[jax.Array, jax.Array]:
         """(cosine − [same label])², the loss of SetFit's pairs (sentence-transformers' CosineSimilarityLoss)."""
@@ -117,15 +81,6 @@ class SetFitTask(ClassificationTask):
             "the pairs of task.type setfit have no outputs, which distil.teachers and robust_training.method: r_drop "
             "compare: leave them out."
         )
-
-    # ---------------------------------------------------------------- the head
-
-    def features(self, model: Network, batch: Batch) -> jax.Array:
-        return self._vectors(model, batch, None)
-
-    def fit(self, features: np.ndarray, train: Sequence[Encoded[ClassTarget]]) -> dict[str, dict[str, np.ndarray]]:
-        kernel, bias = logistic_head(features, self.truth(train), len(self.labels))
-        return {"output": {"kernel": kernel, "bias": bias}}
 
 
 class _Partners:

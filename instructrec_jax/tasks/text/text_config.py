@@ -16,6 +16,8 @@ SentencePairs = Literal["auto", "joined"]
 OnMissingAnswer = Literal["error", "skip"]
 ContrastiveLoss = Literal["auto", "softmax", "sigmoid"]
 
+ONE_LABEL = ("classification", "vector_classification", "setfit")  # tasks that give each text one label
+
 
 @dataclass
 class LabelsConfig(TaskConfig):
@@ -62,14 +64,22 @@ class MultilabelConfig(LabelsConfig):
     reads_images: ClassVar[bool] = True
 
 
+@TaskConfig.register_subclass("vector_classification")
+@dataclass
+class VectorClassificationConfig(ClassificationConfig):
+    """Predict one label per text by its vector: a logistic regression starts the head, then all is trained (LP-FT)."""
+
+    task_class = "text.vector_classification:VectorClassificationTask"
+    sentence_pairs: SentencePairs = "joined"  # joined: one text, as sentence encoders read it
+    reads_images: ClassVar[bool] = False
+
+
 @TaskConfig.register_subclass("setfit")
 @dataclass
-class SetFitConfig(ClassificationConfig):
+class SetFitConfig(VectorClassificationConfig):
     """Predict one label per text from few examples: pairs of texts tune their vectors, then a head is fitted."""
 
     task_class = "text.setfit:SetFitTask"
-    sentence_pairs: SentencePairs = "joined"  # joined: one text, as sentence encoders read it
-    reads_images: ClassVar[bool] = False
 
 
 @TaskConfig.register_subclass("regression")
