@@ -1,35 +1,38 @@
-"""Few labels: supervised against semi-supervised training with equal steps, over seeds, with a paired interval.
+"""Few labels: ways to learn from few labeled texts, and from the rest without labels, over seeds.
 
-    python scripts/few_labels.py my.yaml --labels 8 --seeds 0 1 2 3 4 --out runs/few_labels \
-        --semi_supervised.method fixmatch --augment '{delete: 0.1, swap: 0.1}'
+    python scripts/few_labels.py my.yaml --labels 8 --seeds 0 1 2 3 4 --out runs/few_labels \\
+        --augment '{delete: 0.1, swap: 0.1}' \\
+        --way supervised '{}' --way fixmatch '{task.type: vector_classification, semi_supervised.method: fixmatch}'
 
 Of the settings' data.train (without texts that are cases of data.validation or data.test), each seed keeps N random
-examples of each label (--labels); the rest become data.unlabeled. Both runs start from the same network with
-the same seed, labeled examples, batch size and number of steps; with `--begin N` from the same supervised run of N
-steps (init_from), so that the first pseudo-labels are not those of a new head. Further `--a.b value` are settings of
-the semi-supervised run, `--both.a.b value` of both. A finished run is not trained again.
+examples of each label (--labels); the rest are data.unlabeled of the ways with a semi_supervised.method, with
+`--augment` as what makes their strong views. All ways of a seed have the same network, seed, labeled examples, batch
+size and number of steps, except where a way's settings or `--begin N` say otherwise: with it, all start from one
+supervised run of N steps (init_from). Further `--a.b value` are settings of all ways. A finished run is not trained
+again.
 
-The score is `--metric` on data.test (`--split validation` to choose settings). The interval of the mean difference is
-Student's t over the seeds; of one seed there is none.
+The score is `--metric` on data.test (`--split validation` to choose settings). Differences are from the first way,
+paired by seed; their 95% intervals are Student's t over the seeds; of one seed there are none. A way that fits its head
+has a row for its logistic head on the frozen vectors, too.
 """
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-import numpy as np
-from scipy import stats
+from ways import add_ways, cell, mapping, overrides, ways_of
 
 from instructrec_jax.data.fingerprints import normalized
 from instructrec_jax.data.mixture import permutation
 from instructrec_jax.data.prompts import answer, render
 from instructrec_jax.files import read_json, write_jsonl
-from instructrec_jax.parsing import parse_yaml
 from instructrec_jax.runs.config import Config, load, to_dict
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.train import train
+
+FITTED, FROZEN = ("setfit", "vector_classification"), "logistic head on frozen vectors"
 
 
 class Row(TypedDict):
@@ -55,41 +58,35 @@ def main() -> None:
     parser.add_argument("--begin", type=int, default=0, help="supervised steps that both runs begin with")
     parser.add_argument("--metric", default="accuracy")
     parser.add_argument("--split", choices=["test", "validation"], default="test", help="what is measured on")
+    add_ways(parser)
     arguments, rest = parser.parse_known_args()
-    both, own = overrides(rest)
+    common, ways = overrides(rest), ways_of(arguments.way)
+    if not ways:
+        raise SystemExit("name at least one --way, such as --way supervised '{}'.")
     base = load(arguments.config)
-    rows = []
+    views = mapping(arguments.augment, "--augment")
+    rows: list[dict[str, float]] = []
     for seed in arguments.seeds:
         folder = arguments.out / f"seed-{seed}"
         labeled, unlabeled = divided(base, arguments.labels, seed, folder)
-        source = {"path": str(unlabeled), "augment": parse_yaml(arguments.augment, "--augment")}
-        found: dict[str, float] = {}
-        few = {**to_dict(base), "data.train": [str(labeled)], "seed": seed, **both}
+        few = {**to_dict(base), "data.train": [str(labeled)], "seed": seed, **common}
         if arguments.split == "validation":
             few["data.test"] = []
         if arguments.begin:
             how = {"steps": arguments.begin, "checkpoint.every": arguments.begin, "run_dir": str(folder / "begin")}
-            found["begin"] = score(load(few | how), arguments.metric)
+            scores(load(few | how), arguments.metric)
             few["init_from"] = str(folder / "begin")
-        for name, more in {"supervised": {}, "semi_supervised": {"data.unlabeled": [source], **own}}.items():
-            found[name] = score(load(few | more | {"run_dir": str(folder / name)}), arguments.metric)
+        found: dict[str, float] = {}
+        for name, own in ways.items():
+            if "semi_supervised.method" in own:
+                own = {"data.unlabeled": [{"path": str(unlabeled), "augment": views}], **own}
+            config = load(few | own | {"run_dir": str(folder / name)})
+            before, found[name] = scores(config, arguments.metric)
+            if config.task.name in FITTED:
+                found.setdefault(FROZEN, before)
         rows.append(found)
         print(f"seed {seed}: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()), flush=True)
     print(table(rows))
-
-
-def overrides(rest: Sequence[str]) -> tuple[dict[str, object], dict[str, object]]:
-    """(settings of both runs, of the semi-supervised run) of pairs `--name value`."""
-    both: dict[str, object] = {}
-    own: dict[str, object] = {}
-    if len(rest) % 2:
-        raise SystemExit(f"settings are pairs `--name value`, but found {' '.join(rest)}.")
-    for name, value in zip(rest[::2], rest[1::2], strict=True):
-        if not name.startswith("--"):
-            raise SystemExit(f"unexpected argument {name!r}: settings are `--name value`.")
-        place = both if name.startswith("--both.") else own
-        place[name.removeprefix("--").removeprefix("both.")] = parse_yaml(value, name)
-    return both, own
 
 
 def divided(config: Config, count: int, seed: int, folder: Path) -> tuple[Path, Path]:
@@ -116,24 +113,21 @@ def divided(config: Config, count: int, seed: int, folder: Path) -> tuple[Path, 
     return paths
 
 
-def score(config: Config, metric: str) -> float:
-    """The metric of the trained run."""
+def scores(config: Config, metric: str) -> tuple[float, float]:
+    """The metric before training and of the trained run."""
     results = Path(config.run_dir) / "evaluation.json"
     if not results.is_file():
         train(config)
-    measured = read_json(results, Results)["rows"]
-    return next(float(row["values"][metric]) for row in measured if row["name"] == "after tuning")
+    values = {row["name"]: row["values"] for row in read_json(results, Results)["rows"]}
+    return float(values["before tuning"][metric]), float(values["after tuning"][metric])
 
 
-def table(rows: Sequence[dict[str, float]]) -> str:
-    """Means, and the paired difference with its 95% interval over seeds."""
-    lines = [f"{name}: {np.mean([row[name] for row in rows]):.4f}" for name in rows[0]]
-    gain = np.array([row["semi_supervised"] - row["supervised"] for row in rows])
-    line = f"difference {gain.mean():+.4f}"
-    if len(gain) > 1:
-        half = stats.t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / np.sqrt(len(gain))
-        line += f", 95% interval {gain.mean() - half:+.4f} to {gain.mean() + half:+.4f} over {len(gain)} seeds"
-    return "\n".join([*lines, line])
+def table(rows: Sequence[Mapping[str, float]]) -> str:
+    """Means, and the paired differences from the first way with their 95% intervals over seeds, in points."""
+    first = [row[next(iter(row))] for row in rows]
+    lines = ["| way | score, difference |", "|---|---|"]
+    lines += [f"| {name} | {cell([row[name] for row in rows], first)} |" for name in rows[0]]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

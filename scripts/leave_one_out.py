@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from few_labels import overrides
+from ways import overrides
 
 from instructrec_jax.answering.comparison import Beside, evaluate
 from instructrec_jax.data.example import Example
@@ -42,7 +42,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of splits, runs and table")
     options, rest = parser.parse_known_args(args)
     try:
-        settings = to_dict(load(options.config)) | ALL | {"evaluation.segment_by": None} | overrides(rest)[1]
+        settings = to_dict(load(options.config)) | ALL | {"evaluation.segment_by": None} | overrides(rest)
         domains = divided(options.data, options.by, options.out / "data")
         tested = [name for name, files in domains.items() if "test" in files]
         found = {name: left_out(name, domains, settings, options.out) for name in tested}

@@ -24,13 +24,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
+from ways import Settings, add_ways, cell, mapping, overrides, ways_of
 
 from instructrec_jax.augmentation.augmenter import AugmentConfig
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.mixture import permutation
 from instructrec_jax.files import read_json, write_json
-from instructrec_jax.parsing import parse_yaml
 from instructrec_jax.robustness.perturbations import Perturbation, World
 from instructrec_jax.runs.config import Config, load, to_dict
 from instructrec_jax.runs.data import RunData
@@ -44,7 +43,7 @@ PLAIN, CLEAN, NOISY = "plain", "clean", "unseen noise"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file of settings")
-    parser.add_argument("--way", nargs=2, action="append", default=[], metavar=("NAME", "SETTINGS"))
+    add_ways(parser)
     parser.add_argument("--noise", default="{ocr: {rate: 0.4}, lookalikes: {rate: 0.4}}")
     parser.add_argument("--language", choices=["en", "zh"], default="en")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -55,8 +54,7 @@ def main() -> None:
     arguments, rest = parser.parse_known_args()
     base, common = load(arguments.config), overrides(rest)
     noise = perturbations(arguments.noise)
-    ways: dict[str, dict[str, object]] = {PLAIN: {}}
-    ways |= {name: mapping(text, f"--way {name}") for name, text in arguments.way}
+    ways: dict[str, Settings] = {PLAIN: {}} | ways_of(arguments.way)
     texts = noisy(measured_on(base, arguments.split, arguments.most), noise, arguments.language)
     rows: list[dict[str, Scores]] = []
     for seed in arguments.seeds:
@@ -67,21 +65,6 @@ def main() -> None:
             print(f"seed {seed}, {name}: " + ", ".join(f"{k} {v:.4f}" for k, v in found[name].items()), flush=True)
         rows.append(found)
     print(table(rows))
-
-
-def mapping(text: str, name: str) -> dict[str, object]:
-    """The settings of an argument."""
-    found = parse_yaml(text, name)
-    if not isinstance(found, dict):
-        raise SystemExit(f"{name} should be settings such as {{robust_training.method: r_drop}}, but is {text!r}.")
-    return found
-
-
-def overrides(rest: Sequence[str]) -> dict[str, object]:
-    """Settings of pairs `--name value`."""
-    if len(rest) % 2 or not all(name.startswith("--") for name in rest[::2]):
-        raise SystemExit(f"settings are pairs `--name value`, but found {' '.join(rest)}.")
-    return {name[2:]: parse_yaml(value, name) for name, value in zip(rest[::2], rest[1::2], strict=True)}
 
 
 def perturbations(text: str) -> list[Perturbation]:
@@ -145,19 +128,6 @@ def table(rows: Sequence[Mapping[str, Scores]]) -> str:
         cells = [cell([row[way][name] for row in rows], [row[PLAIN][name] for row in rows]) for name in names]
         lines.append(f"| {way} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def cell(values: Sequence[float], plain: Sequence[float]) -> str:
-    """The mean, and the difference with its interval."""
-    gain = 100 * (np.array(values) - np.array(plain))
-    text = f"{100 * np.mean(values):.1f}"
-    if not gain.any():
-        return text
-    text += f", {gain.mean():+.1f}"
-    if len(gain) > 1:
-        half = stats.t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / np.sqrt(len(gain))
-        text += f" ({gain.mean() - half:+.1f} to {gain.mean() + half:+.1f})"
-    return text
 
 
 if __name__ == "__main__":

@@ -37,8 +37,16 @@ def test_both_runs_on_one_split(
 ) -> None:
     out = tmp_path / "out"
     words = [str(settings), "--labels", "2", "--seeds", "3", "--out", str(out), "--augment", "{swap: 0.5}"]
-    words += ["--semi_supervised.method", "uda", "--semi_supervised.threshold", "0.1"]
-    words += ["--both.steps", "3", "--begin", "2"]
+    words += [
+        "--way",
+        "supervised",
+        "{}",
+        "--way",
+        "uda",
+        "{semi_supervised.method: uda, semi_supervised.threshold: 0.1}",
+    ]
+    words += ["--way", "fitted", "{task.type: vector_classification, init_from: null}"]
+    words += ["--steps", "3", "--begin", "2"]
     monkeypatch.setattr(sys, "argv", ["few_labels.py", *words])
     few_labels.main()
     labeled, unlabeled = (read_jsonl(out / f"seed-3/{name}.jsonl") for name in ("labeled", "unlabeled"))
@@ -46,20 +54,30 @@ def test_both_runs_on_one_split(
     assert {said.count(label) for label in said} == {2}
     ids = [row["id"] for row in (*labeled, *unlabeled)]
     assert len(ids) == len(set(ids)) == 28, "the case of the test is left out"
-    for name in ("supervised", "semi_supervised"):
+    for name in ("supervised", "uda"):
         assert len(read_jsonl(out / f"seed-3/{name}/metrics.jsonl")) == 3
         assert f"init_from: {out}/seed-3/begin" in (out / f"seed-3/{name}/config.yaml").read_text()
         measured: Any = read_json(out / f"seed-3/{name}/evaluation.json")
         assert any(row["name"] == "after tuning" for row in measured["rows"])
+        method = "uda" if name == "uda" else "none"
+        assert f"method: {method}" in (out / f"seed-3/{name}/config.yaml").read_text()
     found = capsys.readouterr().out
-    assert (
-        re.search(r"seed 3: begin 0\.\d+, supervised 0\.\d+, semi_supervised 0\.\d+", found) and "difference" in found
+    assert re.search(
+        r"seed 3: supervised 0\.\d+, uda 0\.\d+, fitted 0\.\d+, logistic head on frozen vectors 0\.\d+", found
     )
+    assert "| fitted | " in found
+
+
+def test_a_call_without_ways_is_refused(settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["few_labels.py", str(settings), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="at least one --way"):
+        few_labels.main()
 
 
 def test_the_interval_is_students_over_paired_seeds() -> None:
     base, more = np.array([0.7, 0.72, 0.69]), np.array([0.75, 0.79, 0.73])
-    rows = [{"supervised": a, "semi_supervised": b} for a, b in zip(base, more, strict=True)]
-    low, high = stats.ttest_rel(more, base).confidence_interval(0.95)
-    assert f"difference {np.mean(more - base):+.4f}, 95% interval {low:+.4f} to {high:+.4f}" in few_labels.table(rows)
-    assert "interval" not in few_labels.table(rows[:1])
+    rows = [{"supervised": a, "fixmatch": b} for a, b in zip(base, more, strict=True)]
+    low, high = stats.ttest_rel(100 * more, 100 * base).confidence_interval(0.95)
+    gain = 100 * np.mean(more - base)
+    assert f"| fixmatch | 75.7, {gain:+.1f} ({low:+.1f} to {high:+.1f}) |" in few_labels.table(rows)
+    assert few_labels.table(rows[:1]).endswith("| fixmatch | 75.0, +5.0 |")
