@@ -62,7 +62,8 @@ def standardize(scores: ArrayLike) -> np.ndarray:
     """
     values = np.array(scores, np.float64)
     mean, deviation = moments(values)
-    return np.where(np.isfinite(values), (values - mean) / deviation, -np.inf)
+    finite = np.isfinite(values)
+    return np.where(finite, (np.where(finite, values, mean) - mean) / deviation, -np.inf)
 
 
 def moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
