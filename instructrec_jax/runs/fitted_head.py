@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from instructrec_jax.data.augmented import MADE_FROM
 from instructrec_jax.distributed.launch import place
 from instructrec_jax.distributed.mesh import DeviceMesh
 from instructrec_jax.evaluation.predictor import make_predict
@@ -42,6 +43,8 @@ def head_fitter(task: Task, model: SplitModel, mesh: DeviceMesh, buckets: Sequen
     step = make_feature_step(task, model.graphdef, mesh)
 
     def fit(params: Tree, train: Sequence[Encoded]) -> Tree:
+        if task.head_is_fitted == "once":  # a start needs no changed copies, which may be many
+            train = [e for e in train if MADE_FROM not in e.example.origin] or train
         run = make_predict(step, params, mesh=mesh, buckets=buckets, per_token=False)
         head = task.fit(np.stack(run([e.text for e in train])), train)
         fitted: Tree = {}

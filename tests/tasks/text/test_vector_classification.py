@@ -12,6 +12,7 @@ from flax import nnx
 from helpers import SUBJECTS, Setup, assert_close
 from tiny_runs import changed, final_parameters, tiny_run
 
+from instructrec_jax.augmentation.augmenter import AugmentConfig
 from instructrec_jax.data.loader import pack
 from instructrec_jax.files import read_json, read_jsonl
 from instructrec_jax.runs.config import Config
@@ -119,6 +120,15 @@ def test_what_cannot_be_fitted_is_named(checkpoint: Path, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="freezes the head, which this task fits"):
         train(changed(config, backbone__freeze=["^head/"]))
     assert not Path(config.run_dir).joinpath("config.yaml").exists()
+
+
+def test_the_start_is_fitted_without_changed_copies(checkpoint: Path, tmp_path: Path) -> None:
+    """So it is that of a run without augmentation, and takes no longer."""
+    plain = probed(checkpoint, tmp_path, optimizer__learning_rate=1e-12, steps=1)
+    sources = [replace(each, augment=AugmentConfig(swap=0.9, copies=2)) for each in plain.data.train]
+    copied = changed(plain, data__train=sources, run_dir=str(tmp_path / "copied"))
+    heads = [final_parameters(Path(train(config)), 1)["head"] for config in (plain, copied)]
+    assert_close(heads[1], heads[0], atol=1e-6)
 
 
 def test_processes_do_not_divide_what_the_head_is_fitted_on(checkpoint: Path, tmp_path: Path) -> None:
