@@ -103,15 +103,16 @@ class Measured(TypedDict):
 
 def measured(run: Run, test: Path) -> dict[str, Measured]:
     rows = [row for row in read_jsonl(test) if row["cue"]]
-    explainer = Explainer(run, methods_of(run))
-    explained = explainer.explain([str(row["instruction"]) for row in rows])
-    shown = {row.method: row.beats_random for row in faithfulness(explainer, Choice(), COUNTS["validation"]).rows}
     found = dict[str, Measured]()
-    for place, method in enumerate(explainer.methods):
-        hits = first(explained[place :: len(explainer.methods)], [str(row["cue"]) for row in rows])
-        interval = stats.binomtest(hits, len(rows)).proportion_ci(method="wilson")
-        share = (hits / len(rows), float(interval.low), float(interval.high))
-        found[NAMES[method]] = {"first": share, "texts": len(rows), "beats_random": shown[method]}
+    ways = {"": Explainer(run, methods_of(run)), " from words of the data": Explainer(run, ("integrated",), "data")}
+    for said, explainer in ways.items():
+        explained = explainer.explain([str(row["instruction"]) for row in rows])
+        shown = {row.method: row.beats_random for row in faithfulness(explainer, Choice(), COUNTS["validation"]).rows}
+        for place, method in enumerate(explainer.methods):
+            hits = first(explained[place :: len(explainer.methods)], [str(row["cue"]) for row in rows])
+            interval = stats.binomtest(hits, len(rows)).proportion_ci(method="wilson")
+            share = (hits / len(rows), float(interval.low), float(interval.high))
+            found[NAMES[method] + said] = {"first": share, "texts": len(rows), "beats_random": shown[method]}
     return found
 
 

@@ -272,8 +272,10 @@ def explain_parser(doc: str) -> argparse.ArgumentParser:
     methods = "integrated (gradients; default), gradient (times input), occlusion, rollout (of attention)"
     choices = ("integrated", "gradient", "occlusion", "rollout")
     add("--method", choices=choices, nargs="+", default=["integrated"], metavar="NAME", help=methods)
-    baseline = "what stands for the words: mask, pad or zero; default: mask where the tokenizer has one, else zero"
-    add("--baseline", choices=("mask", "pad", "zero"), help=baseline)
+    baseline = (
+        "what stands for the words; default: mask, else zero; data: random words of data.validation, 8 times as slow"
+    )
+    add("--baseline", choices=("mask", "pad", "zero", "data"), help=baseline)
     add("--max_steps", type=int, default=512, metavar="N", help="of the integral, a power of two (default: 512)")
     add("--faithful", action="store_true", help="instead, test the methods on data.validation")
     add("--limit", type=int, default=100, metavar="N", help="examples of --faithful (default: 100)")

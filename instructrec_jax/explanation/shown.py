@@ -64,7 +64,8 @@ def _patches(e: Explanation) -> list[tuple[str, float | None]]:
 def _checked(e: Explanation) -> str:
     if e.completeness_error is None:
         return ""
-    said = f" from {e.baseline}: {e.steps} steps, completeness error {100 * e.completeness_error:.2g}%"
+    base = "words of data.validation" if e.baseline == "data" else e.baseline
+    said = f" from {base}: {e.steps} steps, completeness error {100 * e.completeness_error:.2g}%"
     return said if e.converged else f"{said}; did NOT converge to 1%: do not rely on it, or raise --max_steps"
 
 
