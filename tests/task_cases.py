@@ -144,6 +144,14 @@ STEPS = (
     *("language_model, gemma3", "choice, llava", "language_model, gpt2", "language_model, bart"),
     *("retrieval, sampled", "retrieval, full", "sequence, sampled", "preference, orpo"),
 )
+# With -m slow only, where each case compiles steps of its own: other cases have their networks, losses and layouts.
+REPEATED = (
+    *("classification, clip", "multilabel, dinov2", "contrastive, labels", "retrieval, sampled", "retrieval, pictures"),
+    *("sequence, pictures", "sequence, sampled", "sequence, gbce", "reranker, listwise", "language_model, llava"),
+    *("language_model, gemma3", "language_model, bart", "language_model, gpt2", "choice, llava", "preference, orpo"),
+    *("preference, encoder–decoder", "generative, encoder–decoder", "text_to_image, encoder–decoder"),
+    "text_to_image, dalle-mini",
+)
 SLOW = pytest.mark.slow
 
 
@@ -263,7 +271,9 @@ def built(
     dropout: bool,
     lora: bool,
     mesh: tuple[int, ...] = (1, 1, 1),
+    loaded: bool = True,
 ) -> Built:
+    """loaded: False: without a model, for what is made of examples alone."""
     folder = networks[network, dropout]
     rows: Any = "added" if network.startswith("codes ") else "none"
     settings = LoraConfig(rank=2, dropout=0.1 if dropout else 0.0, token_rows=rows) if lora else LoraConfig()
@@ -276,8 +286,8 @@ def built(
     )
     devices = make_mesh(MeshConfig(*mesh), jax.devices()[: int(np.prod(mesh))])
     made = models.open_task(config, folder)
-    model = models.load_model(config, made, folder, devices)
-    if lora:  # b begins at zero, where a has no gradient
+    model = models.load_model(config, made, folder, devices) if loaded else None
+    if model is not None and lora:  # b begins at zero, where a has no gradient
         model.params = jax.tree_util.tree_map_with_path(_moved, model.params)
     encoded = made.encode(records)
     if encoded:

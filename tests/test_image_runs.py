@@ -119,6 +119,7 @@ def test_a_row_that_cannot_be_answered_is_rejected(tuned: Config, tmp_path: Path
     assert len(read_jsonl(next(tmp_path.glob("*rejected*")))) == 3
 
 
+@pytest.mark.slow  # as in tests/training/test_resume.py, with other batches
 def test_resumed_as_if_never_stopped(tuned: Config, tmp_path: Path) -> None:
     """The later checkpoints are lost; the same bits and lines come again."""
     config = changed(tuned, run_dir=str(tmp_path / "run"))
@@ -144,7 +145,7 @@ def test_a_changed_picture_stops_the_run(tuned: Config, tmp_path: Path) -> None:
         train.train(again)
 
 
-@pytest.mark.parametrize("kind", ["vit", "dinov2"])
+@pytest.mark.parametrize("kind", ["vit", pytest.param("dinov2", marks=pytest.mark.slow)])
 def test_an_export_opens_in_transformers_with_the_same_numbers(kind: str, tuned: Config, tmp_path: Path) -> None:
     network = image_network(kind, tmp_path / kind, head=True, num_labels=3)
     config = changed(

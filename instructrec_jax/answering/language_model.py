@@ -8,12 +8,10 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from instructrec_jax.answering.prediction_files import pictures_of
 from instructrec_jax.backbones.folder import read_config
-from instructrec_jax.backbones.reading import build_backbone
-from instructrec_jax.backbones.tensor_names import abstract_module
+from instructrec_jax.backbones.reading import input_limit
 from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import BadExample, Example, is_blank
 from instructrec_jax.data.listed import check_type, listed
@@ -77,7 +75,7 @@ class LanguageModel:
         folder = path / "backbone" if is_run(path) else backbone_folder(str(path))
         # data.max_length limits training texts; here prompt and answer share the network's full context
         network = read_config(folder)
-        limit = abstract_module(lambda key: build_backbone(network, rngs=nnx.Rngs(params=key))).max_length
+        limit = input_limit(network)
         self.run = Run.open(path, replace(config, data=replace(config.data, max_length=limit)), step=step)
         task = as_language_model(self.run.task)
         assert task is not None  # since its answers are text

@@ -106,18 +106,29 @@ def build_backbone(
         ) from error
 
 
+_LIMITS: dict[str, tuple[int, int | None]] = {}
+
+
+def _limits(config: PretrainedConfig) -> tuple[int, int | None]:
+    """Of inputs and of answers. A network is traced for them, which takes as long as reading a small one: once."""
+    content = config.to_json_string(use_diff=False)
+    if content not in _LIMITS:
+        module = abstract_module(lambda key: build_backbone(config, rngs=nnx.Rngs(params=key)))
+        _LIMITS[content] = (module.max_length, getattr(module, "max_target_length", None))
+    return _LIMITS[content]
+
+
 def input_limit(config: PretrainedConfig) -> int:
     """Maximum number of tokens of an input, including special tokens.
 
     It may differ from `max_position_embeddings`: RoBERTa and MPNet reserve the first rows of that table for padding.
     """
-    return abstract_module(lambda key: build_backbone(config, rngs=nnx.Rngs(params=key))).max_length
+    return _limits(config)[0]
 
 
 def answer_limit(config: PretrainedConfig) -> int | None:
     """Maximum number of tokens of an encoder–decoder's answer; None for other networks."""
-    module = abstract_module(lambda key: build_backbone(config, rngs=nnx.Rngs(params=key)))
-    return getattr(module, "max_target_length", None)
+    return _limits(config)[1]
 
 
 def answer_vocabulary(config: PretrainedConfig) -> int | None:
@@ -312,7 +323,8 @@ def _fill(
 ) -> tuple[Network, LoadReport]:
     """Builds a module with parameters from `files` by `rules`; initializes absent ones if `may_lack(path)`."""
     by_path = {rule.path: rule for rule in rules}
-    sites = sites_of(abstract_module(build))
+    abstract = abstract_module(build)
+    sites = sites_of(abstract)
     found: dict[str, list[str]] = {}
     lacking: list[str] = []
     missing: list[str] = []
@@ -346,7 +358,7 @@ def _fill(
     if lacking:
         values.update(_initialize(build, key, [s for s in sites if s.path in set(lacking)], shardings))
 
-    graphdef, state = nnx.split(abstract_module(build))
+    graphdef, state = nnx.split(abstract)
     flat = [(keys, variable.replace(values[".".join(map(str, keys))])) for keys, variable in nnx.to_flat_state(state)]
     module = nnx.merge(graphdef, nnx.from_flat_state(flat))
     used = {name: files.dtype(name) for names in found.values() for name in names} if files else {}

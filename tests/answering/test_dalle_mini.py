@@ -120,6 +120,7 @@ def test_evaluations_and_predictions(tuned: Config, tmp_path: Path) -> None:
     assert all(each["prediction"].startswith("data:image/png;base64,") for each in found)
 
 
+@pytest.mark.slow  # as in test_drawing.py, with another network
 def test_resumed_as_if_never_stopped(tuned: Config, tmp_path: Path) -> None:
     config = changed(tuned, run_dir=str(tmp_path / "run"))
     shutil.copytree(tuned.run_dir, config.run_dir)
@@ -133,7 +134,7 @@ def test_resumed_as_if_never_stopped(tuned: Config, tmp_path: Path) -> None:
 
 def test_lora_trains_beside_frozen_tensors(folder: Path, tmp_path: Path) -> None:
     """Merged into an export, which the run's drawings are those of; PEFT has no such network."""
-    config = a_tuned(folder, tmp_path, rank=2)
+    config = changed(a_tuned(folder, tmp_path, rank=2), data__test=[])  # drawing takes the time
     train.train(config)
     run = Run.open(config.run_dir)
     trained = [path for path in flat(run.model.params) if is_lora(path)]
@@ -245,7 +246,7 @@ def test_a_language_model_learns_the_codes_of_a_vqgan(drawing: dict[str, Path], 
     shutil.copytree(drawing["draw llama"], network, ignore=shutil.ignore_patterns("image_tokenizer"))
     task = TextToImageConfig(tokenizer=str(drawing["vqgan"]), blank_prompts=0.3)
     config = a_run(tmp_path, network, task, FieldsConfig(instruction="caption", output=None), 96)
-    train.train(config)
+    train.train(changed(config, data__test=[]))
     assert Drawer(config.run_dir).draw(["old war"])[0].shape == (16, 16, 3)
 
 

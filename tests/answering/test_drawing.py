@@ -28,7 +28,7 @@ def tuned(drawing: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     """A text_to_image run whose image tokenizer was trained and exported before, and is gone."""
     folder = tmp_path_factory.mktemp("drawing")
     fields = FieldsConfig(output=None, ignore=["caption"])
-    first = a_run(folder, drawing["fsq"], ImageTokenizationConfig(), fields, 8)
+    first = changed(a_run(folder, drawing["fsq"], ImageTokenizationConfig(), fields, 8), data__test=[])
     train.train(first)
     losses = [row["loss"] for row in rows(first.run_dir) if row["kind"] == "train"]
     assert losses[-1] < losses[0]
@@ -85,6 +85,7 @@ def test_a_run_draws_without_its_judge(tuned: Config, tmp_path: Path) -> None:
 def test_resumed_as_if_never_stopped(tuned: Config, tmp_path: Path) -> None:
     """Blank prompts come again as they were; the tokenizer is the run's own copy."""
     config = changed(tuned, run_dir=str(tmp_path / "run"), task__tokenizer=str(Path(tuned.run_dir).parent / "moved"))
+    config = changed(config, data__test=[])  # drawing takes the time
     whole = changed(config, run_dir=str(tmp_path / "whole"))
     train.train(whole)
     shutil.copytree(whole.run_dir, config.run_dir)

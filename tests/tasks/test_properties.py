@@ -22,8 +22,10 @@ from task_cases import (
     IMAGES,
     LENGTH,
     READERS,
+    REPEATED,
     SEED,
     SLOW,
+    STEPS,
     Built,
     after_one_step,
     alone,
@@ -74,6 +76,11 @@ def test_every_registered_task_has_a_case() -> None:
 # ---------------------------------------------------------------- beside other tasks = alone
 
 
+# With -m slow only: the loss or the network differs from that of another case, but not how tasks share a batch.
+KNOWN_BESIDE = (*ALIKE, *STEPS, *REPEATED, "regression, siglip", "classification, whisper", "position_translation, ctc")
+KNOWN_BESIDE += ("language_model_ranking, yes_no",)
+
+
 def measured(task: Any, made: Built, batch: Any, dropout: bool, heads: list[str]) -> tuple[float, float, Any]:
     """(Σ w ℓ, Σ w, gradients by backbone and `heads`) of a task, or of one of several, on one device.
 
@@ -96,7 +103,7 @@ def measured(task: Any, made: Built, batch: Any, dropout: bool, heads: list[str]
     ("dropout", "lora"),
     [(True, True), *(pytest.param(*each, marks=SLOW) for each in ((True, False), (False, True), (False, False)))],
 )
-@pytest.mark.parametrize("name", named(name for name, case in CASES.items() if case.beside))
+@pytest.mark.parametrize("name", named((name for name, case in CASES.items() if case.beside), slow=KNOWN_BESIDE))
 def test_beside_another_task_as_alone(name: str, dropout: bool, lora: bool, networks: Any, tmp_path: Path) -> None:
     """Loss, weight and gradients of two tasks together are the sums of those of each alone, to rounding.
 
@@ -165,7 +172,7 @@ WAYS = ("at once", "packed", "in micro-batches", "on 8 devices")
         *(pytest.param(way, True, True, marks=SLOW) for way in WAYS[1:]),
     ],
 )
-@pytest.mark.parametrize("name", named(CASES, slow=ALIKE))
+@pytest.mark.parametrize("name", named(CASES, slow=(*ALIKE, *REPEATED)))
 def test_packed_split_and_spread_as_one_batch(
     name: str, way: str, dropout: bool, lora: bool, networks: Any, tmp_path: Path
 ) -> None:
