@@ -106,13 +106,16 @@ def build_backbone(
         ) from error
 
 
-_LIMITS: dict[str, tuple[int, int | None]] = {}
+_LIMITS: dict[str, tuple[int, int | None]] = {}  # by the content of a config
+MOST_LIMITS = 64
 
 
 def _limits(config: PretrainedConfig) -> tuple[int, int | None]:
     """Of inputs and of answers. A network is traced for them, which takes as long as reading a small one: once."""
     content = config.to_json_string(use_diff=False)
     if content not in _LIMITS:
+        if len(_LIMITS) == MOST_LIMITS:
+            _LIMITS.clear()
         module = abstract_module(lambda key: build_backbone(config, rngs=nnx.Rngs(params=key)))
         _LIMITS[content] = (module.max_length, getattr(module, "max_target_length", None))
     return _LIMITS[content]
