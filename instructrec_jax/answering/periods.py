@@ -47,6 +47,10 @@ _FORMS: list[tuple[str, str]] = [
     ("after", rf"{_BEGIN}(?:from\s+)?(?:after|post[-–\s]|newer than|later than|younger than)\s*{_WHEN}"),
     ("in", rf"{_BEGIN}(?:straight\s+)?{_MADE}\s+{_DECADE}(?:\s+(?:cinema|vintage|style))?"),
     ("in", rf"\b{_DECADE}\s+(?:vintage|style|cinema|films?|movies?|pictures?|flicks?|classics?)"),
+    (
+        "in",
+        r"\b(?:(?<=\ba )|(?<=\ban )|(?<=\bsome )|(?<=\bany )|^)['’]?(?P<decade>19\d0s|20[01]0s|[3-9]0s)(?=\s+[a-z])",
+    ),
     ("in", rf"{_BEGIN}{_MADE}\s+(?P<year>{_YEAR})(?!\d|s)"),
     ("to", rf"(?P<year>{_YEAR})\s*年?\s*(?:以前|之前|前)(?:拍)?的?"),
     ("from", rf"(?P<year>{_YEAR})\s*年?\s*(?:以后|之后|以来|后)(?:拍)?的?"),

@@ -216,7 +216,7 @@ class Recommender:
         reading = self.understanding.read(request.instruction)
         allowed, unread = self.understanding.allowed(reading, allowed)
         answer.notes += [*reading.notes, *unread]
-        if reading.like is not None:
+        if reading.like:
             alike = likeness_to(self.first, reading.like)
             likeness = alike if likeness is None else likeness + alike
         request = replace(request, instruction=reading.wish)

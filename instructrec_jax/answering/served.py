@@ -31,11 +31,12 @@ def mixed(own: np.ndarray, likeness: np.ndarray, allowed: np.ndarray) -> tuple[n
     return hybrid(own, alike[None], LIKENESS), (1 - LIKENESS) / moments(own)[1]
 
 
-def likeness_to(first: Ranker, item: int) -> np.ndarray:
-    """float64 [items]: the cosine of each item's vector with that of an item."""
+def likeness_to(first: Ranker, examples: Sequence[int]) -> np.ndarray:
+    """float64 [items]: the cosine of each item's vector with those of the example items, their mean."""
     vectors = first.vectors.astype(np.float64)
     sizes = np.maximum(np.linalg.norm(vectors, axis=1), 1e-12)
-    return vectors @ vectors[item] / (sizes * sizes[item])
+    unit = vectors / sizes[:, None]
+    return unit @ unit[list(examples)].mean(0)
 
 
 def understanding_of(first: Ranker, titles: Titles | None = None, *, compares: bool = True) -> Understanding:
@@ -82,7 +83,7 @@ def served_scores(
             allowed = np.ones(scores.shape[1], bool)
             allowed[hidden[row]] = False
             allowed = understanding.allowed(reading, allowed)[0]
-            if reading.like is not None:
+            if reading.like:
                 likeness = likeness_to(first, reading.like)
                 scores[row] = mixed(alone[row : row + 1], likeness, allowed)[0][0] if reading.wish else likeness
             scores[row, ~allowed] = -np.inf

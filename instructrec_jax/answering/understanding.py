@@ -27,18 +27,22 @@ LONGEST_TITLE = 12  # words of a title in a request
 MOST_WORDS = 4  # of what a request does not want
 RUNNING_TIMES = ("runtime", "running_time", "duration", "length", "minutes")  # facts that count minutes
 YEAR = "year"
+LONGEST_VALUE = 40  # characters of a fact's value that a request may name; longer ones are descriptions and pictures
+MOST_TEXTS = 100_000  # items whose texts are searched for words; of more, a request would wait for seconds
 
 _NO = re.compile(
     r"(?<![\w'’-])(?:(?:,|;)?\s*(?:but|and|though|just|please|also)\s+)?(?:"
     r"nothing (?:with|about|by|starring|that has|involving|containing)|not another (?:film|movie) (?:with|about)"
-    r"|no|without(?: any| much)?|anything (?:except|but)|except(?: for)?|minus|free of|leave out|skip|spare (?:me|us)"
+    r"|not by|no|without(?: any| much)?|anything (?:except|but)|except(?: for)?|minus|free of|leave out|skip"
+    r"|spare (?:me|us)"
     r"|(?:i |we )?(?:can't|can’t|cannot) (?:stand|bear)|(?:i |we )?(?:hate|dislike)"
     r"|(?:i |we )?(?:don't|don’t|do not) (?:want|like|need)|(?:that |which )?(?:doesn't|doesn’t|does not) have"
     r"|(?:as long as )?there (?:are|is) no|avoid"
-    r"|(?P<weak>(?:(?:that|which) (?:is|are) )?not(?: an?| too| very| so)?"
+    r"|(?P<weak>(?:(?:that|which) )?(?:(?:is |are )?not|isn't|isn’t|aren't|aren’t)(?: an?| too| very| so)?"
     r"|nothing(?: too| very| that is| that's)?))\s+",
     re.IGNORECASE,
 )
+_HAS = re.compile(r"\b(?:has|have|had|say|says|said)\s*$", re.I)
 _LEADING = re.compile(r"^(?:(?:a|an|any|the|too|very|much|so|more|all|that|another|other|kind of|sort of)\s+)+", re.I)
 _KIND = re.compile(r"^(?:films?|movies?|pictures?|stories|story)\s+(?:with|about)\s+", re.I)
 _STOP = re.compile(
@@ -54,9 +58,10 @@ _LIKE = re.compile(
     r"|(?:the )?same (?:kind )?as|such a thing as|think)\s+",
     re.IGNORECASE,
 )
-_PRAISED = re.compile(
-    r"(?:^|(?<=[.!?]\s))(?P<title>[^.!?;]{1,80}?) (?:was|is|were) (?:great|good|brilliant|fun|perfect)\b"
-)
+_PRAISED = re.compile(r"(?:^|(?<=[.!?]\s))[^.!?;]{1,80}? (?:was|is|were) (?:great|good|brilliant|fun|perfect)\b")
+_BUT = re.compile(r"^[^.!?;]{1,80}?,? (?:but|only|except)\b")
+_PRONOUNS = {"it", "her", "him", "us", "she", "he", "this", "that", "them", "they", "you", "me", "who", "one", "so"}
+_AND = re.compile(r"\s*(?:,|and|or|meets|&)\s+", re.I)
 _THEN = re.compile(r"\s*[,;:–-]?\s*(?:but|only|except|just|though|although|yet|and)?\s*(?:it's |is |make it )?", re.I)
 _NOTHING_ELSE = re.compile(
     r"(?:(?:i|we) (?:want|need)|can you find|show me|give me|find me|recommend)?\s*(?:please)?\s*"
@@ -76,7 +81,7 @@ class Reading:
       where: conditions on facts, see `filters`.
       without: words that an item's text must not have.
       left_out: items that it names to leave out.
-      like: the item that others should be like.
+      like: the items that others should be like.
       notes: what was read, and what could not be.
     """
 
@@ -84,12 +89,12 @@ class Reading:
     where: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     left_out: tuple[int, ...] = ()
-    like: int | None = None
+    like: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def conditional(self) -> bool:
-        return bool(self.where or self.without or self.left_out or self.like is not None)
+        return bool(self.where or self.without or self.left_out or self.like)
 
 
 class _RuledOut(NamedTuple):
@@ -139,9 +144,7 @@ class Understanding:
     def allowed(self, reading: Reading, among: np.ndarray) -> tuple[np.ndarray, list[str]]:
         """bool [items]: which of some items a reading allows, and notes; what leaves none is not applied."""
         allowed, notes = among.copy(), []
-        allowed[list(reading.left_out)] = False
-        if reading.like is not None:
-            allowed[reading.like] = False
+        allowed[[*reading.left_out, *reading.like]] = False
         conditions = [(where, lambda where=where: matching(self.catalogue, [where])) for where in reading.where]
         conditions += [(f"no {words}", lambda words=words: ~self._having(words)) for words in reading.without]
         for said, find in conditions:
@@ -157,15 +160,14 @@ class Understanding:
     def _comparison(self, reading: Reading) -> Reading:
         """With the item that a request names as an example of what it wants, if there is one."""
         text, notes = reading.wish, list(reading.notes)
-        cues = list(self._cues(text))
-        for start, place in cues:
+        for start, place in self._cues(text):
             found, end = self._title_at(text, place)
             if len(found) == 1:
-                return self._compared(reading, start, end, found[0])
+                return self._compared(reading, start, end, found)
             if found:
                 notes.append(f'"{text[place:end]}" could be {self._listed(found)}: add the year to compare with it.')
                 return replace(reading, notes=tuple(notes))
-        for start, place in cues:
+        for start, place in ((match.start(), match.end()) for match in _LIKE.finditer(text)):
             said = re.split(r"[,;.!?]|\s(?:but|only|except|just|though|yet)\b", text[place:], maxsplit=1)[0]
             if not said[:1].isupper():
                 continue  # "like a dream"
@@ -173,7 +175,7 @@ class Understanding:
             if len(match.items) == 1:
                 notes.append(f'"{said}" is read as {self.catalogue.name(match.items[0])}.')
                 changed = replace(reading, notes=tuple(notes))
-                return self._compared(changed, start, place + len(said), match.items[0])
+                return self._compared(changed, start, place + len(said), match.items)
             near = match.items or match.suggestions
             hint = f" The nearest: {self._listed(near)}." if near else ""
             notes.append(f'"{said}" is not one title of the catalogue, so nothing is compared with it.{hint}')
@@ -186,34 +188,52 @@ class Understanding:
         """(where the words before a title begin, where the title does)"""
         for match in _LIKE.finditer(text):
             yield match.start(), match.end()
-        for match in _PRAISED.finditer(text):
-            yield match.start(), match.start("title")
+        for match in (*_PRAISED.finditer(text), *_BUT.finditer(text)):
+            yield match.start(), match.start()
 
     def _title_at(self, text: str, place: int) -> tuple[list[int], int]:
-        """The items whose title stands at a place of a text, the longest title there is, and where it ends."""
+        """The items whose title stands at a place of a text, the longest title there is, and where it ends.
+
+        "It" and "Her" are titles in the middle of a sentence, with their capital.
+        """
+        begins = not text[:place].strip() or text[:place].rstrip()[-1] in ".!?"
         words = list(re.finditer(r"\S+", text[place:]))[:LONGEST_TITLE]
         for last in reversed(words):
             said = text[place : place + last.end()]
             for own in dict.fromkeys((said, said.rstrip(".,;:!?\"'”’"))):
                 after = text[place + len(own) :]
+                if own.lower() in _PRONOUNS and (begins or own.islower()):
+                    continue
                 is_name = own[:1].isupper() or own[:1].isdigit() or not re.match(r"\s*\w", after)
                 is_name = is_name or bool(re.match(r"\s*(?:but|only|except|just|though|yet)\b", after))
                 if is_name and (found := self.titles.spelled(own.lstrip("\"'“‘"))):
                     return found, place + len(own)
         return [], place
 
-    def _compared(self, reading: Reading, start: int, end: int, item: int) -> Reading:
-        then = _THEN.match(reading.wish, end)
-        rest, where = reading.wish[then.end() if then else end :], list(reading.where)
-        notes = [*reading.notes, f"compared with {self.catalogue.name(item)}, which is left out."]
-        year = self.catalogue.facts[YEAR][item] if self.dated else None
+    def _compared(self, reading: Reading, start: int, end: int, items: Sequence[int]) -> Reading:
+        """items: the one item whose title ends at `end`; those of the titles after it are added."""
+        text, items = reading.wish, list(items)
+        while (more := _AND.match(text, end)) is not None:
+            found, after = self._title_at(text, more.end())
+            if len(found) != 1:
+                break
+            items, end = items + found, after
+        then = _THEN.match(text, end)
+        rest, where = text[then.end() if then else end :], list(reading.where)
+        names = " and ".join(map(self.catalogue.name, items))
+        notes = [*reading.notes, f"compared with {names}, which {'is' if len(items) == 1 else 'are'} left out."]
+        year = self.catalogue.facts[YEAR][items[0]] if self.dated else None
         for pattern, sign in ((_NEWER, ">"), (_OLDER, "<")):
             if year is not None and (match := pattern.search(rest)):
                 rest = rest[: match.start()] + rest[match.end() :]
                 where.append(f"{YEAR}{sign}{year}")
                 notes.append(f'"{match[0]}" is read as {YEAR}{sign}{year}.')
         return replace(
-            reading, wish=f"{reading.wish[:start]} something {rest}", where=tuple(where), like=item, notes=tuple(notes)
+            reading,
+            wish=f"{reading.wish[:start]} something {rest}",
+            where=tuple(where),
+            like=tuple(items),
+            notes=tuple(notes),
         )
 
     def _years(self, reading: Reading) -> Reading:
@@ -242,6 +262,8 @@ class Understanding:
             first = match.start() + re.match(r"\W*", match[0]).end()  # type: ignore[union-attr]
             if text[first].isupper() and self._title_at(text, first)[0]:
                 continue  # "No Country for Old Men"
+            if _HAS.search(text[: match.start()]):
+                continue  # "a man who has no name"
             end = place + (stop.start() if (stop := _STOP.search(text[place:])) else len(text[place:]))
             ruled_out, taken = self._unwanted(text[place:end], facts_alone=match["weak"] is not None)
             if ruled_out:
@@ -251,7 +273,10 @@ class Understanding:
                 place = match.start()
             elif match["weak"] is None and 0 < len(text[place:end].split()) < MOST_WORDS:
                 said = text[match.start() : end].strip(" ,;")
-                note = f'"{said}" is not read as a condition: no fact or text of an item has these words.'
+                where = (
+                    "fact or text" if len(self.catalogue) <= MOST_TEXTS else "fact (texts of so many are not searched)"
+                )
+                note = f'"{said}" is not read as a condition: no {where} of an item has these words.'
                 reading = replace(reading, notes=(*reading.notes, note))
         return reading
 
@@ -295,14 +320,16 @@ class Understanding:
         found: dict[str, tuple[str, str]] = {}
         for name, column in self.catalogue.facts.items():
             for value in {x for each in column for x in (each if isinstance(each, list) else [each])}:
-                if isinstance(value, str) and (key := stems(value)):
+                if isinstance(value, str) and len(value) <= LONGEST_VALUE and (key := stems(value)):
                     found.setdefault(key, (name, value))
         return found
 
     def _having(self, words: str) -> np.ndarray:
         """bool [items]: whether an item's text has these words, one after another, in any number."""
-        asked = stems(words)
-        return np.array([bool(asked) and f" {asked} " in text for text in self._stems], bool)
+        asked = stems(words) if len(self.catalogue) <= MOST_TEXTS else ""
+        if not asked:
+            return np.zeros(len(self.catalogue), bool)
+        return np.array([f" {asked} " in text for text in self._stems], bool)
 
     @cached_property
     def _stems(self) -> list[str]:

@@ -26,6 +26,8 @@ from instructrec_jax.answering.periods import lengths, years
         ("from the late '80s", ["year>=1987", "year<=1989"]),
         ("eighties style", ["year>=1980", "year<=1989"]),
         ("1950s classics", ["year>=1950", "year<=1959"]),
+        ("an 80s action flick", ["year>=1980", "year<=1989"]),
+        ("90s romcom", ["year>=1990", "year<=1999"]),
         ("from 1984", ["year=1984"]),
         ("90年代的喜剧", ["year>=1990", "year<=1999"]),
         ("1980年以前的", ["year<=1980"]),

@@ -89,7 +89,7 @@ def test_what_is_ruled_out_is_not_answered(run: Path) -> None:
 
 def test_a_title_alone_is_answered_by_likeness(run: Path) -> None:
     model = Recommender(run, hybrid="none")
-    likeness = likeness_to(model.first, 3)
+    likeness = likeness_to(model.first, [3])
     likeness[:4] = -np.inf  # not newer
     (answer,) = model.recommend([ASKED[4]], k=3)
     assert [r.item for r in answer.recommendations] == [f"i{i}" for i in np.argsort(-likeness, kind="stable")[:3]]
@@ -103,7 +103,7 @@ def test_a_comparison_weighs_words_and_likeness_alike(run: Path) -> None:
     assert {e.part.text for r in answer.recommendations for e in r.evidence} >= {"dull"}
     own = model.first.scores(model.first.encode([Example(instruction=answer.prompt, output="i0")]))
     allowed = np.arange(ITEMS) != 2
-    scores, _ = mixed(own, likeness_to(model.first, 2), allowed)
+    scores, _ = mixed(own, likeness_to(model.first, [2]), allowed)
     best = [f"i{i}" for i in np.argsort(-np.where(allowed, scores[0], -np.inf), kind="stable")]
     assert [r.item for r in answer.recommendations] == best[:-1]
 
