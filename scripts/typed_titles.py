@@ -85,12 +85,12 @@ def outcomes(titles: Titles, cases: Iterable[tuple[str, int]]) -> Counter[str]:
     for words, item in cases:
         match = titles.find(words)
         same = [i for i in match.items if titles.catalogue.titles[i] == titles.catalogue.titles[item]]
-        if match.items == [item]:
+        if match.items == [item] or (item in match.items and len(same) == len(match.items)):  # remakes have one title
             counts["found"] += 1
-        elif item in match.items:
-            counts["found" if len(same) == len(match.items) else "asked back"] += 1  # remakes have one title
+        elif len(match.items) > 1:
+            counts["asked back"] += 1
         elif match.items:
-            counts["another" if match.close or len(match.items) > 1 else "another, silently"] += 1
+            counts["another" if match.close else "another, silently"] += 1
         else:
             counts["not found"] += 1
     return counts

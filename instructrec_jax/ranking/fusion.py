@@ -62,7 +62,8 @@ def standardize(scores: ArrayLike) -> np.ndarray:
     """
     values = np.array(scores, np.float64)
     mean, deviation = moments(values)
-    return np.where(np.isfinite(values), (values - mean) / deviation, -np.inf)
+    with np.errstate(invalid="ignore"):  # −inf / inf, in a case with equal scores
+        return np.where(np.isfinite(values), (values - mean) / deviation, -np.inf)
 
 
 def moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
