@@ -56,7 +56,9 @@ _FORMS: list[tuple[str, str]] = [
     ("from", rf"(?P<year>{_YEAR})\s*年?\s*(?:以后|之后|以来|后)(?:拍)?的?"),
     ("in", r"(?:上世纪)?(?P<decade>[三四五六七八九]十|[3-9]0)年代的?"),
 ]
-_PATTERNS = [(kind, re.compile(rf"(?<![\w'’]){form}" if form[0] != "\\" else form, re.I)) for kind, form in _FORMS]
+_PATTERNS = [
+    (kind, re.compile(rf"(?<![A-Za-z0-9'’]){form}" if form[0] != "\\" else form, re.I)) for kind, form in _FORMS
+]
 _LENGTH = re.compile(
     r"(?<!\w)(?P<side>under|less than|shorter than|at most|no longer than|not longer than|no more than|max(?:imum)?"
     r"|up to|below|over|more than|longer than|at least)\s+(?P<count>\d+(?:\.\d+)?|a|an|one|two|three|four|half)"

@@ -82,6 +82,7 @@ class Reading:
       without: words that an item's text must not have.
       left_out: items that it names to leave out.
       like: the items that others should be like.
+      unread: whether words were taken out that nothing can be done about: a running time, without such a fact.
       notes: what was read, and what could not be.
     """
 
@@ -90,11 +91,13 @@ class Reading:
     without: tuple[str, ...] = ()
     left_out: tuple[int, ...] = ()
     like: tuple[int, ...] = ()
+    unread: bool = False
     notes: tuple[str, ...] = ()
 
     @property
     def conditional(self) -> bool:
-        return bool(self.where or self.without or self.left_out or self.like)
+        """Whether the network reads `wish` instead of the text."""
+        return bool(self.where or self.without or self.left_out or self.like or self.unread)
 
 
 class _RuledOut(NamedTuple):
@@ -237,23 +240,32 @@ class Understanding:
         )
 
     def _years(self, reading: Reading) -> Reading:
-        return self._spans(reading, list(years(reading.wish, YEAR)), self.dated, "years")
+        """Without years as facts the words stay, because texts of items may have years."""
+        spans = list(years(reading.wish, YEAR))
+        if self.dated or not spans:
+            return self._spans(reading, spans)
+        said = reading.wish[spans[0].start : spans[0].end].strip()
+        note = f'"{said}" is not applied: the items of this catalogue have no years.'
+        return replace(reading, notes=(*reading.notes, note))
 
     def _lengths(self, reading: Reading) -> Reading:
-        fact = self.running_time
-        return self._spans(reading, list(lengths(reading.wish, fact or "")), fact is not None, "running times")
+        """Without running times as facts the words are taken out, because a network makes something else of them."""
+        return self._spans(reading, list(lengths(reading.wish, self.running_time or "")), self.running_time is not None)
 
-    def _spans(self, reading: Reading, spans: Sequence[Span], known: bool, what: str) -> Reading:
-        text, where, notes = reading.wish, list(reading.where), list(reading.notes)
+    def _spans(self, reading: Reading, spans: Sequence[Span], known: bool = True) -> Reading:
         for span in sorted(spans, key=lambda span: -span.start):
-            said = text[span.start : span.end].strip()
-            if not known:
-                notes.append(f'"{said}" is not applied: the items of this catalogue have no {what}.')
-                continue
-            text = f"{text[: span.start]} {text[span.end :]}"
-            where += span.conditions
-            notes.append(f'"{said}" is read as {" and ".join(span.conditions)}.')
-        return replace(reading, wish=text, where=tuple(where), notes=tuple(notes))
+            text = reading.wish
+            said, rest = text[span.start : span.end].strip(), f"{text[: span.start]} {text[span.end :]}"
+            where = span.conditions if known else ()
+            told = f"read as {' and '.join(where)}." if known else "not applied: no item has a running time."
+            reading = replace(
+                reading,
+                wish=rest,
+                where=(*reading.where, *where),
+                unread=reading.unread or not known,
+                notes=(*reading.notes, f'"{said}" is {told}'),
+            )
+        return reading
 
     def _negations(self, reading: Reading) -> Reading:
         place = 0

@@ -31,6 +31,7 @@ from instructrec_jax.answering.periods import lengths, years
         ("from 1984", ["year=1984"]),
         ("90年代的喜剧", ["year>=1990", "year<=1999"]),
         ("1980年以前的", ["year<=1980"]),
+        ("今晚想看90年代的 thriller", ["year>=1990", "year<=1999"]),
         ("八十年代", ["year>=1980", "year<=1989"]),
     ],
 )

@@ -120,10 +120,12 @@ def test_a_condition_that_leaves_nothing_is_not_applied_and_told(understanding: 
 
 
 def test_facts_that_the_items_lack_are_told() -> None:
+    """The network reads a year (items' texts may have some), and no running time, of which it knows nothing."""
     plain = Understanding(Titles(Catalogue(["a"], ["One"], ["One. A story."])))
     reading = plain.read("A story from before 1980, under two hours")
-    assert not reading.conditional and reading.wish == "A story from before 1980, under two hours"
-    assert ["have no years" in reading.notes[0], "have no running times" in reading.notes[1]] == [True, True]
+    assert reading.wish == "A story from before 1980" and not reading.where
+    assert ["have no years" in reading.notes[0], "no item has a running time" in reading.notes[1]] == [True, True]
+    assert plain.read("A story from before 1980").wish == "A story from before 1980"
 
 
 def test_long_facts_and_many_texts_are_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
