@@ -25,7 +25,7 @@ from instructrec_jax.ranking.catalogue import Catalogue
 
 LONGEST_TITLE = 12  # words of a title in a request
 MOST_WORDS = 4  # of what a request does not want
-RUNNING_TIMES = ("runtime", "running_time", "duration", "length", "minutes")  # facts that count minutes
+RUNNING_TIMES = ("runtime", "running_time", "duration", "minutes")  # facts that count minutes
 YEAR = "year"
 LONGEST_VALUE = 40  # characters of a fact's value that a request may name; longer ones are descriptions and pictures
 MOST_TEXTS = 100_000  # items whose texts are searched for words; of more, a request would wait for seconds
@@ -130,8 +130,12 @@ class Understanding:
         self.titles, self.compares = titles, compares
         self.catalogue: Catalogue = titles.catalogue
         facts = self.catalogue.facts
-        self.dated = any(isinstance(year, int | float) for year in facts.get(YEAR, ()))
-        self.running_time = next((name for name in facts if name.casefold() in RUNNING_TIMES), None)
+
+        def counted(name: str) -> bool:
+            return any(isinstance(value, int | float) for value in facts.get(name, ()))
+
+        self.dated = counted(YEAR)
+        self.running_time = next((name for name in facts if name.casefold() in RUNNING_TIMES and counted(name)), None)
 
     def read(self, text: str) -> Reading:
         """See the top of the file."""

@@ -126,6 +126,8 @@ def test_facts_that_the_items_lack_are_told() -> None:
     assert reading.wish == "A story from before 1980" and not reading.where
     assert ["have no years" in reading.notes[0], "no item has a running time" in reading.notes[1]] == [True, True]
     assert plain.read("A story from before 1980").wish == "A story from before 1980"
+    texts = Understanding(Titles(Catalogue(["a"], ["One"], ["One."], {"runtime": ["117 min"], "year": ["1980"]})))
+    assert "no item has a running time" in texts.read("under two hours").notes[0] and not texts.dated
 
 
 def test_long_facts_and_many_texts_are_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
