@@ -41,7 +41,7 @@ def build(folder: Path, root: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     (folder / "scripts").symlink_to(root / "scripts")
     networks(folder, tokenizer)
     films.prepare(folder / "data/films")
-    for file, keep in (("train", 48), ("validation", 12), ("test", 24)):
+    for file, keep in (("train", 48), ("validation", 12), ("test", 24), ("slices", 20)):
         path = folder / f"data/films/instructions/{file}.jsonl"
         rows = read_jsonl(path)
         write_jsonl(path, rows[:: max(1, len(rows) // keep)][:keep])

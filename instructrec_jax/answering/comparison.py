@@ -21,6 +21,7 @@ from instructrec_jax.answering.ranker import (
     open_second,
     tune,
 )
+from instructrec_jax.answering.served import read_cases, served_scores
 from instructrec_jax.data.data_config import Split
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.launch import once, say
@@ -120,8 +121,8 @@ def evaluate(
     if beside.uncalibrated:
         rows.append(_scored("without calibration", run.task, run.plain_predictor, groups))
     rows += [*_members(run, groups), *(_other_run(path, groups) for path in beside.runs)]
-    if not (beside.hybrids or beside.rerankers) and (fused := chosen_of(run)) is not None:
-        rows.append(replace(_fused_row(fused, groups), served=True))
+    if not (beside.hybrids or beside.rerankers):
+        rows += _served(run, groups)
     fusions = [(str(other), None) for other in beside.hybrids] + [(str(r), beside.retrieve) for r in beside.rerankers]
     if fusions:
         validation = run.data.cases(run.task, "validation")
@@ -177,17 +178,15 @@ def _chose(run: Run) -> bool:
 def compare_before_and_after(
     run: Run, before: Predict, train: Sequence[Encoded], groups: Groups, measured_on: MeasuredOn
 ) -> str:
-    """The table at the end of training: the model before and after tuning, its chosen hybrid, and baselines, on the
-    same cases.
+    """The table at the end of training: the model before and after tuning, what `recommend` answers, and baselines,
+    on the same cases.
 
     Returns the headline, to be printed last.
     """
-    fused = chosen_of(run)
-    chosen = [] if fused is None else [replace(_fused_row(fused, groups), served=True)]
     rows = [
         _scored("before tuning", run.task, before, groups),
         _scored("after tuning", run.task, run.predictor, groups),
-        *chosen,
+        *_served(run, groups),
         *_baselines(run.task, train, groups),
     ]
     with heartbeat("answering the examples"):
@@ -293,6 +292,30 @@ def _fused_row(fused: FusedRanker, groups: Groups) -> ScoredRow:
         scores[group] = fused.first.task.score_with(block_scores, cases)
     how = f"hybrid with {Path(name).name}" if k is None else f"{k} best reranked by {Path(name).name}"
     return ScoredRow(f"{how} (weight {fused.fusion.weight:.2f})", scores)
+
+
+def _served(run: Run, groups: Groups) -> list[ScoredRow]:
+    """What `recommend` answers with: the hybrid that training chose, and conditions read out of the requests' words,
+    where any case has some; the last row is what is served.
+
+    Not of a run that writes codes: under conditions it searches other items, which scores of all items do not show.
+    """
+    task = as_ranking(run.task)
+    if task is None or not task.retrieves:
+        return []
+    fused = chosen_of(run)
+    rows = [] if fused is None else [_fused_row(fused, groups)]
+    first = Ranker(run) if fused is None else fused.first
+    with heartbeat("reading conditions out of the requests"):
+        readings = {group: read_cases(first, cases) for group, cases in groups.items()}
+        scored = first.has_vectors or bool(run.members)
+        if scored and any(reading.conditional for own in readings.values() for reading in own):
+            scores = {
+                group: task.score_with(served_scores(first, fused, cases, readings[group]), cases)
+                for group, cases in groups.items()
+            }
+            rows.append(ScoredRow(" and ".join([*(row.name for row in rows), "conditions in words"]), scores))
+    return [*rows[:-1], *(replace(row, served=True) for row in rows[-1:])]
 
 
 def chosen_of(run: Run) -> FusedRanker | None:

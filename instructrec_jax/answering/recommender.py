@@ -1,7 +1,7 @@
 """A run, or a fusion of two rankers, opened to recommend items."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from numbers import Integral
@@ -29,11 +29,12 @@ from instructrec_jax.answering.ranker import (
     open_second,
 )
 from instructrec_jax.answering.requests import Answer, Recommendation, Request, split_titles
+from instructrec_jax.answering.served import likeness_to, mixed, understanding_of
 from instructrec_jax.answering.titles import Ask, Titles, resolve
 from instructrec_jax.data.example import Example, check_example
 from instructrec_jax.data.listed import check_type, listed
 from instructrec_jax.ranking.catalogue import Splits, has_splits
-from instructrec_jax.ranking.fusion import Fusion, hybrid, moments, retrieve
+from instructrec_jax.ranking.fusion import Fusion, retrieve
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.base import Encoded
 
@@ -50,8 +51,8 @@ class Understood:
     Attributes:
       history: item numbers, oldest first.
       allowed: bool [items].
-      likeness: of each item's picture to the request's, float32 [items]; −inf for an item without one. None: the
-        request has no picture.
+      likeness: of each item's picture to the request's, or of each item to the one that the request wants others like,
+        float [items]; −inf for an item without a picture. None: the request has neither.
     """
 
     request: Request
@@ -110,6 +111,9 @@ class Recommender:
         self.asked_to_fuse = False
         self.catalogue = self.first.catalogue
         self.titles = Titles(self.catalogue)
+        self.understanding = understanding_of(
+            self.first, self.titles, compares=rerank is None and hybrid in (None, ALONE)
+        )
         if rerank is not None and hybrid is not None:
             raise ValueError("--rerank and --hybrid cannot be combined: choose one of them.")
         name = rerank if rerank is not None else hybrid
@@ -209,6 +213,13 @@ class Recommender:
         if not options.include_seen:
             allowed[history] = False
         likeness = self._likeness(request)
+        reading = self.understanding.read(request.instruction)
+        allowed, unread = self.understanding.allowed(reading, allowed)
+        answer.notes += [*reading.notes, *unread]
+        if reading.like:
+            alike = likeness_to(self.first, reading.like)
+            likeness = alike if likeness is None else likeness + alike
+        request = replace(request, instruction=reading.wish)
         if likeness is not None and not asks:
             allowed &= np.isfinite(likeness)
         left = int(np.count_nonzero(allowed))
@@ -328,17 +339,11 @@ class Recommender:
         return Best(*best, (np.ones((1, 1)),))
 
     def _mixed(self, cases: list[Encoded], allowed: np.ndarray, likeness: np.ndarray, k: int) -> Best:
-        """The best items by the run and by likeness, standardized, with equal weights.
-
-        An item without a picture has the mean likeness of the others.
-        """
-        own = np.where(allowed, self.first.scores(cases), -np.inf)
-        known = np.isfinite(likeness)
-        among = known & allowed[0] if (known & allowed[0]).any() else known
-        alike = np.where(known, likeness, likeness[among].mean())
-        scores = hybrid(own, alike[None], 0.5)
+        """The best items by the run and by likeness (see `served.mixed`)."""
+        scores, unit = mixed(self.first.scores(cases), likeness, allowed[0])
+        scores = np.where(allowed, scores, -np.inf)
         items = retrieve(scores, k)
-        return Best(items, np.take_along_axis(scores, items, 1), (0.5 / moments(own)[1],))
+        return Best(items, np.take_along_axis(scores, items, 1), (unit,))
 
     @property
     def _rankers(self) -> list[Ranker]:

@@ -19,15 +19,23 @@ def plain_words(text: str) -> list[str]:
     return re.findall(r"\w+(?:['’]\w+)*", text.lower())
 
 
-def edits(found: Sequence[object], wanted: Sequence[object]) -> int:
-    """Least number of substitutions, deletions and insertions that make `wanted` of `found` (Levenshtein, 1966)."""
+def edits(found: Sequence[object], wanted: Sequence[object], *, swaps: bool = False) -> int:
+    """Least number of substitutions, deletions and insertions that make `wanted` of `found` (Levenshtein, 1966).
+
+    Args:
+      swaps: two neighbors in the wrong order are one edit, not two (Damerau, 1964; nothing is edited twice).
+    """
     numbers: dict[object, int] = {}
     a, b = (np.array([numbers.setdefault(one, len(numbers)) for one in side], np.int64) for side in (found, wanted))
     steps = np.arange(len(b) + 1)
-    row = steps.copy()
+    before, row, last = steps, steps.copy(), -1
     for one in a.tolist():
         other = np.concatenate([row[:1] + 1, np.minimum(row[1:] + 1, row[:-1] + (b != one))])
-        row = np.minimum.accumulate(other - steps) + steps  # insertions from the left
+        if swaps and last >= 0:
+            swapped = (b[1:] == last) & (b[:-1] == one)
+            other[2:] = np.where(swapped, np.minimum(other[2:], before[:-2] + 1), other[2:])
+        # insertions from the left
+        before, row, last = row, np.minimum.accumulate(other - steps) + steps, one
     return int(row[-1])
 
 

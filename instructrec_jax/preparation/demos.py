@@ -18,6 +18,7 @@ class Demo:
       source: what the card of a prepared folder calls it (`card.json`, "source"), by which `demo_of` finds it again.
       backbone: the HuggingFace folder of its small backbone.
       prepare: writes the prepared layout of `ranking.catalogue` into a new folder.
+      complete: writes the files that a folder of an earlier version lacks, so that settings may name them.
       instructions: what its training instructions say for (nothing, a history, a history and a wish), with the places
         {history} and {intention}.
       listing: titles, oldest first, as an instruction lists them.
@@ -28,6 +29,7 @@ class Demo:
     source: str
     backbone: Path
     prepare: Callable[[Path], object]
+    complete: Callable[[Path], object]
     instructions: tuple[str, str, str]
     listing: Callable[[Sequence[str]], str]
     titles_in_prompt: int

@@ -89,11 +89,11 @@ def backbone_folder(path: str) -> Path:
 
 
 def prepare_data(config: Config) -> None:
-    """Writes the embedded data set that `data.prepare` names, unless its folder exists."""
+    """Writes the embedded data set that `data.prepare` names, or what its folder lacks of it."""
     if config.data.prepare is not None:
         demo = demos.find(config.data.prepare, "data.prepare")
         target = Path(str(getattr(config.task, "catalogue", "")))
-        once(lambda: None if target.exists() else demo.prepare(target))
+        once(lambda: demo.complete(target) if target.exists() else demo.prepare(target))
 
 
 def open_task(config: Config, folder: Path, joined: Catalogue | None = None, new_items: int = 0) -> Task:

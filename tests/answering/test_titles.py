@@ -65,7 +65,10 @@ def ids(titles: Titles, words: str) -> list[str]:
         ("流浪地球", "earth"),
         ("🚀 moon 🚀", "emoji"),
         ("???", "odd"),
-        ("2001", "space"),
+        ("Toy Story 1", "toy-1"),
+        ("Rocky 2", "rocky-2"),
+        ("Rocky Part II", "rocky-2"),
+        ("Gangsters of London, Part One", "gang-1"),
         ("A", "a-list"),
         ("Fast and Furious", "fast"),
         ("Fast &amp; Furious", "fast"),
@@ -104,6 +107,48 @@ def test_other_numbers_years_and_short_words_are_never_guessed(titles: Titles, w
     match = titles.find(words)
     assert not match.items
     assert nearest in [titles.catalogue.ids[item] for item in match.suggestions]
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("Teh Matirx", "matrix"),
+        ("Matirx", "matrix"),
+        ("Aleen", "alien"),
+        ("Ailen", "alien"),
+        ("Haet", "heat"),
+        ("Heatt", "heat"),
+        ("Appocalypse Nwo", "apocalypse"),
+        ("Sevven", "seven"),
+        ("Rockyy II", "rocky-2"),
+        ("2001", "space"),
+        ("A Space Odissey", "space"),
+        ("Learned to Stop Worrying", "bomb"),
+        ("LOTR", "lotr"),
+        ("LOTR 1", "lotr"),
+        ("dshilts", None),
+        ("Lotr", None),
+        ("LOTR 2", None),
+        ("Toy Story 2", None),
+    ],
+)
+def test_uncertain_matches_are_told(words: str, found: str | None) -> None:
+    more = [*FILMS, ("lotr", "The Lord of the Rings: The Fellowship of the Ring", 2001)]
+    names, called, years = (list(column) for column in zip(*more, strict=True))
+    catalogue = Titles(Catalogue(names, called, called, {"year": years}))
+    match = catalogue.find(words)
+    assert [names[item] for item in match.items] == ([] if found is None else [found])
+    if found is not None:
+        assert match.close
+        (note,) = resolve(catalogue, [words])[1]
+        assert note.startswith(f'"{words}" is read as ')
+
+
+def test_the_first_of_a_series_is_the_oldest() -> None:
+    rings = ["The Lord of the Rings: The Two Towers", "The Lord of the Rings: The Fellowship of the Ring"]
+    titles = Titles(Catalogue(["2", "1"], rings, rings, {"year": [2002, 2001]}))
+    assert titles.find("LOTR 1").items == [1]
+    assert titles.find("LOTR").items == titles.find("lord of the rings").items == [0, 1]  # asked back
 
 
 def test_equally_close_titles_are_ambiguous(titles: Titles) -> None:

@@ -8,14 +8,16 @@ import pytest
 from instructrec_jax.metrics.speech import edits, error_rates, plain_words
 
 
-def slowly(found: str, wanted: str) -> int:
-    """Levenshtein's recursion as it is written."""
+def slowly(found: str, wanted: str, swaps: bool = False) -> int:
+    """Levenshtein's recursion as it is written; with Damerau's swaps of neighbors."""
 
     @cache
     def least(i: int, j: int) -> int:
         if not i or not j:
             return i + j
-        return min(least(i - 1, j) + 1, least(i, j - 1) + 1, least(i - 1, j - 1) + (found[i - 1] != wanted[j - 1]))
+        fewest = min(least(i - 1, j) + 1, least(i, j - 1) + 1, least(i - 1, j - 1) + (found[i - 1] != wanted[j - 1]))
+        swapped = swaps and i > 1 and j > 1 and found[i - 2 : i] == wanted[j - 2 : j][::-1]
+        return min(fewest, least(i - 2, j - 2) + 1) if swapped else fewest
 
     return least(len(found), len(wanted))
 
@@ -25,6 +27,8 @@ def test_edits_are_the_fewest() -> None:
     for _ in range(200):
         pair = ["".join(rng.choice(list("abc"), rng.integers(0, 8))) for _ in range(2)]
         assert edits(*pair) == slowly(*pair), pair
+        assert edits(*pair, swaps=True) == slowly(*pair, swaps=True), pair
+    assert (edits("teh", "the"), edits("teh", "the", swaps=True)) == (2, 1)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_no_arguments_give_the_embedded_run() -> None:
     raw = yaml.safe_load(DEFAULT.read_text(encoding="utf-8"))
     assert isinstance(config.task, RetrievalConfig) and config.backbone.path == "films"
     assert config.steps == raw["steps"] and config.task.projection == raw["task"]["projection"]
-    assert [source.path for source in config.data.test] == [raw["data"]["test"][0]["path"]]
+    assert [source.path for source in config.data.test] == [source["path"] for source in raw["data"]["test"]]
     assert isinstance(config.optimizer.learning_rate, float)
 
 

@@ -44,16 +44,17 @@ def test_a_backbone_by_folder_or_by_the_name_of_a_demo(checkpoint: Path) -> None
 
 def test_data_are_prepared_only_where_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[Path] = []
-    demo = SimpleNamespace(prepare=written.append)
+    completed: list[Path] = []
+    demo = SimpleNamespace(prepare=written.append, complete=completed.append)
     monkeypatch.setattr(demos, "find", lambda name, setting: demo)
     config = changed(Config(task=task_config("retrieval", tmp_path / "here")), data__prepare="films")
     prepare_data(config)
-    assert written == []
+    assert written == [] and completed == [tmp_path / "here"]  # by what an earlier version did not write
     there = changed(config, task=type(config.task)(catalogue=str(tmp_path / "there")))
     prepare_data(there)
     assert written == [tmp_path / "there"]
     prepare_data(changed(there, data__prepare=None))
-    assert len(written) == 1
+    assert len(written) == len(completed) == 1
 
 
 def test_an_unknown_demo_is_named() -> None:

@@ -16,17 +16,20 @@ import numpy as np
 
 from instructrec_jax.data.example import Example
 from instructrec_jax.files import write_jsonl
+from instructrec_jax.preparation import demos
 from instructrec_jax.preparation.demos import Demo, register
+from instructrec_jax.preparation.films.slices import slice_examples
 from instructrec_jax.preparation.films.texts import HERE, Split, facts, wordings
 from instructrec_jax.preparation.films.wishes import TITLES_IN_PROMPT, ask, listing
 from instructrec_jax.preparation.prepare_data import whole_or_nothing
-from instructrec_jax.ranking.catalogue import Catalogue, Fact, Interactions, Splits, save_prepared
+from instructrec_jax.ranking.catalogue import Catalogue, Fact, Interactions, Splits, load_card, save_prepared
 
 BACKBONE = HERE / "backbone"
 SOURCE = "films (embedded: real films, simulated viewers)"
 VIEWERS = {"train": 800, "validation": 100, "test": 300}
 HELD_OUT_FILMS = 0.1  # share of the films that no training viewer has seen or wanted
 WORDINGS = {"train": "seen phrasings", "held_out": "unseen phrasings"}  # as reports say
+SLICES: dict[Split, str] = {"held_out": "instructions/slices.jsonl", "train": "instructions/slices_validation.jsonl"}
 WORDINGS_OF_A_CASE = 2  # training examples made of each choice of a training viewer
 
 
@@ -186,6 +189,7 @@ def prepare(out: str | Path, *, seed: int = 0) -> dict[str, object]:
 
     In instructions/test.jsonl every case stands twice: in wordings known from training and in held-out ones
     (`origin["wording"]`). `origin["asked"]` lists the film's themes and genres that an instruction was made of.
+    instructions/slices.jsonl has further test cases (see `slices`); settings are chosen on slices_validation.jsonl.
     """
     films, simulation = catalogue(), simulate(seed)
     names, seen, nothing = [viewer.name for viewer in simulation.viewers], simulation.seen, np.empty(0, np.int32)
@@ -198,6 +202,7 @@ def prepare(out: str | Path, *, seed: int = 0) -> dict[str, object]:
     def write(folder: Path) -> dict[str, object]:
         tastes = ({"name": viewer.name, "taste": viewer.describe()} for viewer in simulation.viewers)
         write_jsonl(folder / "viewers.jsonl", tastes)
+        _write_slices(folder, films, seed)
         return save_prepared(
             folder,
             films,
@@ -215,10 +220,26 @@ def prepare(out: str | Path, *, seed: int = 0) -> dict[str, object]:
     return whole_or_nothing(Path(out).absolute(), write)
 
 
+def complete(folder: str | Path) -> None:
+    """Writes the slices into a folder that an earlier version prepared."""
+    there = (Path(folder) / "card.json").is_file() and not (Path(folder) / SLICES["held_out"]).exists()
+    card = load_card(folder) if there else {}
+    if demos.demo_of(card) is None:
+        return
+    settings = card.get("settings")
+    seed = settings.get("seed", 0) if isinstance(settings, dict) else 0
+    _write_slices(Path(folder), catalogue(), seed)
+
+
+def _write_slices(folder: Path, films: Catalogue, seed: int) -> None:
+    for split, name in SLICES.items():
+        write_jsonl(folder / name, (example.to_record() for example in slice_examples(films.ids, split, seed)))
+
+
 def _instructions() -> tuple[str, str, str]:
     """See `Demo.instructions`: the first of the training wordings."""
     history, ask = wordings()["histories"]["train"][0].replace("{titles}", "{history}"), wordings()["next"]["train"][0]
     return ask, f"{history} {ask}", f"{history} {{intention}}"
 
 
-register(Demo("films", SOURCE, BACKBONE, prepare, _instructions(), listing, TITLES_IN_PROMPT))
+register(Demo("films", SOURCE, BACKBONE, prepare, complete, _instructions(), listing, TITLES_IN_PROMPT))

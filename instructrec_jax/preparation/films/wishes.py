@@ -7,7 +7,7 @@ where that goes with what was asked for, and only where it holds.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -65,17 +65,7 @@ def wish(film: Film, liked: Collection[str], avoids: str, split: Split, rng: np.
       split: "train" or "held_out", which wordings to use.
     """
     words = wordings()
-    said: set[str] = set()
-
-    def say(choices: Phrases, clauses: Sequence[str] = ()) -> str:
-        """One of the choices: best one without a word that was said, and of a kind that goes with the clauses."""
-        kinds = Counter(map(_kind, clauses))
-        fresh = [choice for choice in choices[split] if not content(choice) & said] or choices[split]
-        fitting = [choice for choice in fresh if kinds[_kind(choice)] < ORDER[_kind(choice)]]
-        chosen = str(rng.choice(fitting or fresh))
-        said.update(content(chosen))
-        return chosen
-
+    say = speaker(split, rng)
     sayable = [t for t in film["themes"] if film["title"] not in words["unsaid"].get(t, ())]
     first = [t for t in sayable if t in liked]
     themes = [*rng.permutation(first), *rng.permutation([t for t in sayable if t not in first])]
@@ -101,6 +91,22 @@ def wish(film: Film, liked: Collection[str], avoids: str, split: Split, rng: np.
     if rng.random() < 0.3 and (avoidable := sensible_to_avoid(film, asked)):
         unwanted = say(words["avoid"][avoids if avoids in avoidable else str(rng.choice(avoidable))])
     return Wish(text, is_open, unwanted, tuple(asked))
+
+
+def speaker(split: Split, rng: np.random.Generator) -> Callable[..., str]:
+    """A function that chooses phrases of one wish: best those without a word that was said before."""
+    said: set[str] = set()
+
+    def say(choices: Phrases, clauses: Sequence[str] = ()) -> str:
+        """One of the choices: best one without a word that was said, and of a kind that goes with the clauses."""
+        kinds = Counter(map(_kind, clauses))
+        fresh = [choice for choice in choices[split] if not content(choice) & said] or choices[split]
+        fitting = [choice for choice in fresh if kinds[_kind(choice)] < ORDER[_kind(choice)]]
+        chosen = str(rng.choice(fitting or fresh))
+        said.update(content(chosen))
+        return chosen
+
+    return say
 
 
 def sensible_to_avoid(film: Film, asked: Collection[str]) -> list[str]:

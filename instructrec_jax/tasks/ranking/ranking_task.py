@@ -48,7 +48,8 @@ from instructrec_jax.tasks.ranking.reasons import asked_for, reason
 from instructrec_jax.tasks.scores import Scores, owner_of, owners_of
 from instructrec_jax.tasks.texts import rendered, tokenize
 
-SEGMENTS = ("wording", "template_wording", "template", "form", "preference", "intention", "language")  # of the origin
+# of the origin
+SEGMENTS = ("wording", "slice", "template_wording", "template", "form", "preference", "intention", "language")
 
 NOTES = {"coKNN-source": "coKNN normalized by the popularity of the known item, not of the positive item."}
 MOST_JUDGED = 10_000_000  # scores of each member by which weights are tuned
