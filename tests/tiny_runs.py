@@ -1,6 +1,7 @@
 """Settings of runs that take seconds: short examples, one batch shape, the tiny checkpoint."""
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,7 +28,9 @@ from instructrec_jax.runs import model as models
 from instructrec_jax.runs.config import Config, to_dict, to_yaml
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.generation.writing_config import LanguageModelConfig
+from instructrec_jax.train import train
 from instructrec_jax.training.checkpoint import Checkpoints
+from instructrec_jax.training.interrupt import Interrupt, Interrupted
 from instructrec_jax.training.progress import Progress
 from instructrec_jax.training.state import split_params
 from instructrec_jax.training.tracking import TIMING_FIELDS
@@ -56,6 +59,21 @@ def write_examples(path: Path, kind: str, count: int, seed: int) -> Path:
         made.append(Example(instruction=text, output=output, history=history, id=f"{path.stem}-{number}"))
     write_jsonl(path, [{"output": None} | example.to_record() for example in made])
     return path
+
+
+def train_until(config: Config, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains until Ctrl-C is pressed after a step, which is saved."""
+    after = Interrupt.after
+
+    def press(self: Interrupt, now: int) -> bool:
+        if now == step:
+            signal.raise_signal(signal.SIGINT)
+        return after(self, now)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupt, "after", press)
+        with pytest.raises(Interrupted):
+            train(config)
 
 
 def tiny_run(kind: str, checkpoint: Path, folder: Path, **changes: Any) -> Config:

@@ -1,7 +1,6 @@
 """SetFit: pairs and loss are those of NumPy, the head is scikit-learn's, and it is the one that answers."""
 
 import shutil
-import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from flax import nnx
 from helpers import SUBJECTS, Setup, assert_close
 from sklearn.linear_model import LogisticRegression
-from tiny_runs import changed, final_parameters, tiny_run
+from tiny_runs import changed, final_parameters, tiny_run, train_until
 
 from instructrec_jax.adapters.vector_classifier import VectorClassifier
 from instructrec_jax.answering.classifier import Classifier
@@ -32,7 +31,6 @@ from instructrec_jax.tasks.base import LossInputs
 from instructrec_jax.tasks.logistic import STRENGTH, logistic_head
 from instructrec_jax.train import train
 from instructrec_jax.training.checkpoint import Checkpoints
-from instructrec_jax.training.interrupt import Interrupt, Interrupted
 
 
 @pytest.fixture(scope="module")
@@ -202,17 +200,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_head(
     tuned: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = changed(tuned, run_dir=str(tmp_path / "run"))
-    after = Interrupt.after
-
-    def press(self: Interrupt, step: int) -> bool:
-        if step == 3:
-            signal.raise_signal(signal.SIGINT)
-        return after(self, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Interrupt, "after", press)
-        with pytest.raises(Interrupted):
-            train(config)
+    train_until(config, 3, monkeypatch)
     assert Checkpoints(tmp_path / "run").steps()[-1] == 3
     train(config)
     assert_close(final_parameters(config.run_dir, 6), final_parameters(tuned.run_dir, 6), atol=0)

@@ -1,6 +1,5 @@
 """Classification from a fitted head: where it starts, what it learns, and that a resumed run does not start anew."""
 
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers import SUBJECTS, Setup, assert_close
-from tiny_runs import changed, final_parameters, tiny_run
+from tiny_runs import changed, final_parameters, tiny_run, train_until
 
 from instructrec_jax.augmentation.augmenter import AugmentConfig
 from instructrec_jax.data.loader import pack
@@ -21,7 +20,6 @@ from instructrec_jax.tasks import VectorClassificationConfig
 from instructrec_jax.tasks.base import LossInputs
 from instructrec_jax.tasks.logistic import logistic_head
 from instructrec_jax.train import train
-from instructrec_jax.training.interrupt import Interrupt, Interrupted
 
 
 def probed(checkpoint: Path, folder: Path, **changes: Any) -> Config:
@@ -84,17 +82,7 @@ def test_the_step_learns_the_head_and_the_backbone(tuned: Config, checkpoint: Pa
 
 def test_a_resumed_run_keeps_its_head(tuned: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = changed(tuned, run_dir=str(tmp_path / "run"))
-    after = Interrupt.after
-
-    def press(self: Interrupt, step: int) -> bool:
-        if step == 3:
-            signal.raise_signal(signal.SIGINT)
-        return after(self, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Interrupt, "after", press)
-        with pytest.raises(Interrupted):
-            train(config)
+    train_until(config, 3, monkeypatch)
     train(config)
     assert_close(final_parameters(config.run_dir, 6), final_parameters(tuned.run_dir, 6), atol=0)
 
