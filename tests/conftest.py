@@ -6,9 +6,9 @@ import tempfile
 # Programs run a few times here, so compiling them is what takes the time: a fifth of it, without optimizations. Flags
 # of the environment come last and win; with
 #   XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true"
-# the tests run what training compiles. A program in several parts, to be compiled at once, takes a fifth longer in all.
+# the tests run what training compiles.
 os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
     + os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
 )

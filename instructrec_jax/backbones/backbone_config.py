@@ -15,7 +15,7 @@ Remat = Literal["none", "attention", "dots", "offload", "full"]
 class BackboneConfig:
     """The pretrained network."""
 
-    path: str = ""  # HuggingFace folder, hub id, or the name of an embedded demo (its small network)
+    path: str = ""  # HuggingFace folder, hub id, or name of an embedded demo
     verify: bool = False  # check the weights against the SHA-256 in the hub's cache before reading them
     random_init: bool = False  # use only the folder's architecture, with randomly initialized weights
     freeze: list[str] = field(default_factory=list)  # regular expressions: matching parameter paths are not trained
