@@ -104,7 +104,7 @@ class Measured(TypedDict):
 def measured(run: Run, test: Path) -> dict[str, Measured]:
     rows = [row for row in read_jsonl(test) if row["cue"]]
     found = dict[str, Measured]()
-    ways = {"": Explainer(run, methods_of(run)), " from words of the data": Explainer(run, ("integrated",), "data")}
+    ways = {"": Explainer(run, methods_of(run)), " from the mean word": Explainer(run, ("integrated",), "mean")}
     for said, explainer in ways.items():
         explained = explainer.explain([str(row["instruction"]) for row in rows])
         shown = {row.method: row.beats_random for row in faithfulness(explainer, Choice(), COUNTS["validation"]).rows}

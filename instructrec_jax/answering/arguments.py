@@ -272,10 +272,8 @@ def explain_parser(doc: str) -> argparse.ArgumentParser:
     methods = "integrated (gradients; default), gradient (times input), occlusion, rollout (of attention)"
     choices = ("integrated", "gradient", "occlusion", "rollout")
     add("--method", choices=choices, nargs="+", default=["integrated"], metavar="NAME", help=methods)
-    baseline = (
-        "what stands for the words; default: mask, else zero; data: random words of data.validation, 8 times as slow"
-    )
-    add("--baseline", choices=("mask", "pad", "zero", "data"), help=baseline)
+    baseline = "what stands for the words: mask (default; else zero), pad, zero, or the mean word of data.validation"
+    add("--baseline", choices=("mask", "pad", "zero", "mean"), help=baseline)
     add("--max_steps", type=int, default=512, metavar="N", help="of the integral, a power of two (default: 512)")
     add("--faithful", action="store_true", help="instead, test the methods on data.validation")
     add("--limit", type=int, default=100, metavar="N", help="examples of --faithful (default: 100)")

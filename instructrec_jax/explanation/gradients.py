@@ -4,16 +4,14 @@
     integrated gradients   a_t = (x_t − b_t) · ∫₀¹ ∂F/∂x_t (b + α (x − b)) dα        (Sundararajan et al., 2017)
 
 x_t is the word embedding of token t, before positions, norms and scaling. The baseline b has the embedding of the mask
-token (or pad, or zero) at the tokens of words, and x elsewhere. With "data", a is the mean over several baselines whose
-words are drawn from data.validation (expected gradients: Erion et al., 2021): for networks that never learned what a
-text without its words is. Patches of pictures are tokens like words: x_t is the
-embedding of a patch, before positions, and b_t that of the mean color. The integral is a Gauss–Legendre sum; Σ a_t over
-words and patches equals F(x) − F(b) up to its error (completeness).
+token (or pad, or zero) at the tokens of words, and x elsewhere. With "mean" it has the mean embedding of the words of
+data.validation: for networks that never learned what a text of masks is. Patches of pictures are tokens like words: x_t
+is the embedding of a patch, before positions, and b_t that of the mean color. The integral is a Gauss–Legendre sum;
+Σ a_t over words and patches equals F(x) − F(b) up to its error (completeness).
 
 Several texts lie in a row. They do not see each other, so the gradient of the sum of their numbers is that of each.
 """
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -36,9 +34,9 @@ from instructrec_jax.hf_types import PreTrainedTokenizerBase
 from instructrec_jax.runs.run import Run
 from instructrec_jax.training.state import Tree
 
-Baseline = Literal["mask", "pad", "zero", "data"]
+Baseline = Literal["mask", "pad", "zero", "mean"]
 FIRST, MOST = 8, 512  # steps of the first try and of the last one; powers of two
-DRAWN_FROM = 1000  # validation cases whose words baselines are drawn from
+MEAN_OF = 1000  # validation cases, of whose words it is the mean
 TOLERANCE = 0.01  # completeness error, relative to F(x) − F(b), that needs no more steps
 
 Vectors = dict[str, jax.Array]
@@ -65,14 +63,16 @@ class Line:
 
     Attributes:
       tokens: int32 [rows, length], of the baseline.
-      zero: float32 [rows, length], 1 where the baseline is zero instead.
+      fixed: float32 [rows, length], 1 where the baseline is `vector` instead.
+      vector: float32 [features], zero or a mean.
       no_patches: float32 [], 1 where the baseline of patches is zero instead of the mean color.
       points, shares: float32 [blocks, rows], the points and their weights; `blocks`: int32 [], how many are used.
       ends: float32 [rows], the points whose numbers are returned.
     """
 
     tokens: Array
-    zero: Array
+    fixed: Array
+    vector: Array
     no_patches: Array
     points: Array
     shares: Array
@@ -86,8 +86,8 @@ class Attributed:
 
     Attributes:
       tokens: float64 [tokens]; patches: float64 [pictures, patches].
-      value, baseline: F(x) and F(b), of several baselines the mean.
-      steps: points of the integral (of each baseline); 1 for a gradient.
+      value, baseline: F(x) and F(b).
+      steps: points of the integral; 1 for a gradient.
       error: |Σ a − (F(x) − F(b))| / |F(x) − F(b)|; None for methods without completeness.
     """
 
@@ -102,15 +102,15 @@ class Attributed:
 def baseline_token(tokenizer: PreTrainedTokenizerBase | None, kind: Baseline | None) -> tuple[Baseline, int]:
     """(kind, id) of the baseline of words; None: mask where the tokenizer has that token, else zero.
 
-    The id of zero and data is 0, and unused.
+    The id of zero and mean is 0, and unused.
 
     Raises ValueError for a token that the tokenizer does not have.
     """
-    ids = {"mask": None, "pad": None, "zero": 0, "data": 0}
+    ids = {"mask": None, "pad": None, "zero": 0, "mean": 0}
     if tokenizer is not None:  # a network of images has none
         ids |= {"mask": tokenizer.mask_token_id, "pad": tokenizer.pad_token_id}
-    elif kind == "data":
-        raise ValueError("--baseline data draws words, but the run reads pictures alone: leave it out.")
+    elif kind == "mean":
+        raise ValueError("--baseline mean is of words, but the run reads pictures alone: leave it out.")
     chosen: Baseline = kind or ("zero" if ids["mask"] is None else "mask")
     number = ids[chosen]
     if number is None:
@@ -124,19 +124,15 @@ def words_of_data(run: Run) -> np.ndarray:
 
     Raises ValueError for a run without any.
     """
-    encoded = run.data.cases(run.task, "validation")[:DRAWN_FROM]
+    encoded = run.data.cases(run.task, "validation")[:MEAN_OF]
     special = run.task.context.tokenizer.all_special_ids
     found = np.concatenate([e.text.tokens for e in encoded]) if len(encoded) else np.zeros(0, np.int32)
     found = found[~np.isin(found, special)]
     if not len(found):
-        raise ValueError("--baseline data draws words from data.validation, which has none: set it, or leave this out.")
+        raise ValueError(
+            "--baseline mean is of the words of data.validation, which has none: set it, or leave this out."
+        )
     return found.astype(np.int32)
-
-
-def stand_ins(drawn_from: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Random tokens in place of a text's, int32 [rows, tokens]: a function of the text; each row is another draw."""
-    seed = [zlib.crc32(np.ascontiguousarray(tokens[0], np.int32).tobytes())]
-    return np.random.default_rng(seed).choice(drawn_from, tokens.shape)
 
 
 class Gradients:
@@ -157,9 +153,6 @@ class Gradients:
         self.rows = max(FIRST, data_shards(run.mesh))  # points of the integral that are computed together
         if self.rows % data_shards(run.mesh):
             self.rows = FIRST * data_shards(run.mesh)
-        # a point of the integral is computed once, or in each row, from a baseline of the row's own
-        self.each = self.rows if self.kind == "data" else 1
-        self.drawn_from = words_of_data(run) if self.kind == "data" else np.zeros(1, np.int32)
 
     def gradient_times_input(self, asked: Sequence[Asked]) -> list[Attributed]:
         """Of each; several rows are computed at once."""
@@ -167,7 +160,8 @@ class Gradients:
         for numbers, batch, weights in rows.blocks(self.rows):
             shape = batch.texts.tokens.shape
             ones = np.ones(shape, np.float32)
-            line = self._line(np.zeros(shape, np.int32), ones, np.ones(1), np.ones((1, self.rows)), ones[:, 0])
+            zero = np.zeros_like(self._vector)
+            line = self._line(np.zeros(shape, np.int32), ones, zero, np.ones(1), np.ones((1, self.rows)), ones[:, 0])
             sums, values = self._computed(asked, batch, weights, line)
             for at, row in enumerate(numbers):
                 for place in rows.places[row]:
@@ -201,37 +195,38 @@ class Gradients:
         for place in rows.places[row]:
             is_word[:, place.tokens] = asked[place.number].words.owner >= 0
         base = np.where(is_word, self.token, tokens)
-        if self.kind == "data":
-            for place in rows.places[row]:
-                of_text = np.asarray(tokens[:, place.tokens])
-                drawn = stand_ins(self.drawn_from, of_text)
-                base[:, place.tokens] = np.where(is_word[:, place.tokens], drawn, of_text)
         nodes, lengths = np.polynomial.legendre.leggauss(steps)  # on [−1, 1]
-        points, shares = (nodes + 1) / 2, lengths / 2
-        if self.kind == "data":  # the first row is the text itself, the others have baselines of their own
-            points = np.repeat(points, self.rows)
-            shares = np.outer(shares, np.arange(self.rows) > 0).ravel() / (self.rows - 1)
         ends = np.zeros(self.rows)
         ends[0] = 1
-        line = self._line(base, is_word * float(self.kind == "zero"), points, shares, ends)
+        fixed = is_word * float(self.kind in ("zero", "mean"))
+        line = self._line(base, fixed, self._vector, (nodes + 1) / 2, lengths / 2, ends)
         sums, values = self._computed(asked, batch, weights, line)
         found = []
         for place in rows.places[row]:
             own, patches = _of(place, sums, slice(None))
-            value, base_value = (_finite(each) for each in (values[0, place.segment], values[1:, place.segment].mean()))
+            value, base_value = (_finite(each) for each in values[:2, place.segment])
             moved = value - base_value
             error = abs(own.sum() + patches.sum() - moved) / max(abs(moved), 1e-30)
             found.append((place.number, Attributed(own, patches, value, base_value, steps, float(error))))
         return found
 
-    def _line(self, tokens: np.ndarray, zero: np.ndarray, at: np.ndarray, shares: np.ndarray, ends: np.ndarray) -> Line:
+    def _line(
+        self,
+        tokens: np.ndarray,
+        fixed: np.ndarray,
+        vector: np.ndarray,
+        at: np.ndarray,
+        shares: np.ndarray,
+        ends: np.ndarray,
+    ) -> Line:
         """Room for `most` points, so that their number changes no shape; those of one row are dealt out to all."""
-        room = (-(-max(self.most * self.each, self.rows) // self.rows), self.rows)
+        room = (-(-max(self.most, self.rows) // self.rows), self.rows)
         points, weights = np.zeros(room), np.zeros(room)
         points.flat[: shares.size], weights.flat[: shares.size] = at, shares
         return Line(
             tokens=tokens.astype(np.int32),
-            zero=zero.astype(np.float32),
+            fixed=fixed.astype(np.float32),
+            vector=vector,
             no_patches=np.array(shares.ndim == 2, np.float32),  # gradient × input has no baseline
             points=points.astype(np.float32),
             shares=weights.astype(np.float32),
@@ -246,6 +241,16 @@ class Gradients:
         value, params = asked[0].objective.value, self.run.model.params
         sums, values = self._compiled(value, params, to_devices(batch, self.run.mesh), weights, line)
         return {name: np.asarray(x, np.float64) for name, x in sums.items()}, np.asarray(values, np.float64)
+
+    @cached_property
+    def _vector(self) -> np.ndarray:
+        """float32 [features]: the baseline of words that is no token."""
+        reader = words_of(nnx.merge(self.run.model.graphdef, self.run.model.params).backbone)
+        if reader is None:
+            return np.zeros(1, np.float32)
+        words = words_of_data(self.run) if self.kind == "mean" else np.zeros(1, np.int32)
+        vectors = reader.word_embeddings(jnp.asarray(words)).astype(jnp.float32)
+        return np.asarray(vectors.mean(0)) * np.float32(self.kind == "mean")
 
     @cached_property
     def _compiled(self) -> Callable[..., tuple[Vectors, jax.Array]]:
@@ -304,7 +309,7 @@ def _ends(model: Any, batch: Batch, line: Line) -> tuple[Vectors, Vectors]:
             return table(jnp.asarray(tokens) if seen is None else jnp.where(seen, 0, tokens)).astype(jnp.float32)
 
         text["words"] = look(batch.texts.tokens)
-        base["words"] = jnp.where(line.zero[..., None] > 0, 0, look(line.tokens))
+        base["words"] = jnp.where(line.fixed[..., None] > 0, line.vector, look(line.tokens))
     vision = vision_of(model.backbone)
     if vision is not None and batch.images is not None and batch.images.pixels.shape[1]:
         pixels = jnp.asarray(batch.images.pixels)

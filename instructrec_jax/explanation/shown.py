@@ -64,7 +64,7 @@ def _patches(e: Explanation) -> list[tuple[str, float | None]]:
 def _checked(e: Explanation) -> str:
     if e.completeness_error is None:
         return ""
-    base = "words of data.validation" if e.baseline == "data" else e.baseline
+    base = "the mean word" if e.baseline == "mean" else e.baseline
     said = f" from {base}: {e.steps} steps, completeness error {100 * e.completeness_error:.2g}%"
     return said if e.converged else f"{said}; did NOT converge to 1%: do not rely on it, or raise --max_steps"
 

@@ -16,7 +16,6 @@ from transformers import BertForSequenceClassification
 from instructrec_jax.adapters.adapter_config import LoraConfig
 from instructrec_jax.answering.exporting import write_hf
 from instructrec_jax.explanation.explain import Explainer
-from instructrec_jax.explanation.gradients import stand_ins, words_of_data
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.objective import Choice
@@ -72,45 +71,39 @@ def test_equal_to_autograd(name: str, lora: bool, checkpoint: Path, tmp_path: Pa
     np.testing.assert_allclose(gradient.tokens, (x * slope[0]).sum(-1).numpy(), atol=TOLERANCE)
 
 
-def test_baselines_of_the_datas_words_equal_autograd(finished: Config, tmp_path: Path) -> None:
-    """The mean of the integrals from each baseline, also of a text that shares its row with others."""
+def test_the_mean_word_as_baseline_equals_autograd(finished: Config, tmp_path: Path) -> None:
+    """Also of a text that shares its row with others."""
     run = Run.open(finished.run_dir)
     write_hf(tmp_path / "hf", run.model, Path(finished.run_dir), run.task, "float32")
     network = BertForSequenceClassification.from_pretrained(tmp_path / "hf").double().eval()
     table = network.get_input_embeddings().weight.detach().double()
-    explainer = Explainer(run, (), "data", most=64)
-    texts = [TEXT, "a good film", "dull music about space"]
+    explainer = Explainer(run, (), "mean", most=64)
     asked = []
-    for text in texts:
+    for text in (TEXT, "a good film", "dull music about space"):
         (encoded,) = explainer.asker.encode([explainer.asker.example({"instruction": text}, "here")])[0]
         (objective,) = run.task.objectives(explainer.asker.predict, encoded, Choice("war", "love"))
         asked.append(explainer.asked(objective, encoded))
-    pool = words_of_data(run)
-    cases = [e.text.tokens for e in run.data.cases(run.task, "validation")]
-    assert sorted(pool) == sorted(np.concatenate([tokens[1:-1] for tokens in cases]))  # but [CLS] and [SEP]
-    for each, ours in zip(asked, explainer.gradients.integrated(asked), strict=True):
+    words = np.concatenate([e.text.tokens[1:-1] for e in run.data.cases(run.task, "validation")])  # but [CLS], [SEP]
+    mean = table[torch.tensor(words.astype(np.int64))].mean(0)
+    plain = Explainer(run, (), "zero").gradients.gradient_times_input(asked)
+    by_gradient = explainer.gradients.gradient_times_input(asked)
+    for number, (each, ours) in enumerate(zip(asked, explainer.gradients.integrated(asked), strict=True)):
         weights = torch.tensor(each.objective.weights(each.encoded), dtype=torch.float64)
 
         def function(vectors: torch.Tensor, weights: torch.Tensor = weights) -> torch.Tensor:
             return network(inputs_embeds=vectors).logits @ weights
 
-        tokens = each.encoded.text.tokens
-        drawn = stand_ins(pool, np.tile(tokens, (explainer.gradients.rows, 1)))[1:]
-        assert len({row.tobytes() for row in drawn}) > 1
-        x = table[torch.tensor(tokens.astype(np.int64))]
-        is_word = torch.tensor(each.words.owner >= 0)[:, None]
-        bases = [torch.where(is_word, table[torch.tensor(row.astype(np.int64))], x) for row in drawn]
-        expected = np.mean([integrated(function, x, base, ours.steps) for base in bases], axis=0)
-        np.testing.assert_allclose(ours.tokens, expected, atol=TOLERANCE)
-        assert ours.error <= 0.01 and ours.baseline == pytest.approx(
-            np.mean([float(function(base[None])) for base in bases]), abs=TOLERANCE
-        )
+        x = table[torch.tensor(each.encoded.text.tokens.astype(np.int64))]
+        base = torch.where(torch.tensor(each.words.owner >= 0)[:, None], mean, x)
+        np.testing.assert_allclose(ours.tokens, integrated(function, x, base, ours.steps), atol=TOLERANCE)
+        assert ours.error <= 0.01 and ours.baseline == pytest.approx(float(function(base[None])), abs=TOLERANCE)
+        assert by_gradient[number].tokens.tolist() == plain[number].tokens.tolist()  # it has no baseline
 
 
-def test_baselines_of_data_need_data(finished: Config) -> None:
+def test_the_mean_word_needs_data(finished: Config) -> None:
     run = Run.open(finished.run_dir, ["--data.validation", "[]"])
-    with pytest.raises(ValueError, match="--baseline data draws words from data.validation, which has none"):
-        Explainer(run, ("integrated",), "data").explain([TEXT])
+    with pytest.raises(ValueError, match="--baseline mean is of the words of data.validation, which has none"):
+        Explainer(run, ("integrated",), "mean").explain([TEXT])
 
 
 def test_what_does_not_converge_or_compute_is_named(checkpoint: Path, tmp_path: Path) -> None:
