@@ -119,6 +119,25 @@ def options(verb: str, words: list[str]) -> set[str]:
     return {name.lstrip("-") for name in own} | set(setting_names(Config)) | {"config_path", "help"}
 
 
+def headings(page: Path) -> set[str]:
+    """The names that links give to a page's headings, as GitHub and the site make them."""
+    titles = re.findall(r"^#+ (.*)$", without_code(page), re.M)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title.strip().lower()) for title in titles)
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in plain}
+
+
+def without_code(page: Path) -> str:
+    return re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.stem)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for file, heading in re.findall(r"\]\(([\w./-]*)(#[\w-]+)?\)", without_code(page)):
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), f"{page.name} links to {file}"
+        assert not heading or heading[1:] in headings(target), f"{page.name} links to {file}{heading}"
+
+
 def test_readme_is_short() -> None:
     assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 130
 
