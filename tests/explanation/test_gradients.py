@@ -96,7 +96,7 @@ def test_the_mean_word_as_baseline_equals_autograd(finished: Config, tmp_path: P
         x = table[torch.tensor(each.encoded.text.tokens.astype(np.int64))]
         base = torch.where(torch.tensor(each.words.owner >= 0)[:, None], mean, x)
         np.testing.assert_allclose(ours.tokens, integrated(function, x, base, ours.steps), atol=TOLERANCE)
-        assert ours.error <= 0.01 and ours.baseline == pytest.approx(float(function(base[None])), abs=TOLERANCE)
+        assert ours.error <= 0.01 and ours.baseline == pytest.approx(function(base[None]).item(), abs=TOLERANCE)
         assert by_gradient[number].tokens.tolist() == plain[number].tokens.tolist()  # it has no baseline
 
 
