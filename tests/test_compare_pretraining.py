@@ -28,7 +28,7 @@ def test_arms_are_of_the_same_texts_without_those_of_the_tests(
 
     def trained(arm: str, seed: int, options: Any) -> dict[str, float]:
         asked.append((arm, seed))
-        return {name: seed + 0.5 * (arm == "rules") for name, _, _ in script.MEASURES} | {"tokens": 1000.0 + seed}
+        return {script.LOSS: seed + 0.5 * (arm == "rules"), "tokens": 1000.0 + seed}
 
     monkeypatch.setattr(script, "trained", trained)
     named = [f"--{name}={tmp_path / file}" for name, file in (("held_out", "held.jsonl"), ("questions", "qa.jsonl"))]
@@ -39,7 +39,34 @@ def test_arms_are_of_the_same_texts_without_those_of_the_tests(
     assert all(more.startswith(f"{text}\n\n") for text, more in zip(*contents, strict=True))
     assert asked == [("raw", 0), ("rules", 0), ("raw", 1), ("rules", 1)]
     said = capsys.readouterr().out
-    assert "| raw | 0.500 ± 0.707 |" in said and " | 1,000 |" in said and "| rules − raw | +0.500 ± 0.000 |" in said
+    assert "| raw | 0.500 | 1,000 |" in said and "| rules − raw | +0.500 (+0.500 to +0.500) | |" in said
+
+
+def test_the_likeliest_of_candidates_is_a_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_jsonl(tmp_path / "held.jsonl", [{"source": ["One.", "Two."]}, {"source": ["Three."]}])
+    rows = [
+        {"instruction": "Is it?", "output": "Yes", "candidates": ["No", "Yes"]},
+        {"instruction": "?", "output": "a"},
+    ]
+    write_jsonl(tmp_path / "qa.jsonl", rows)
+    asked: list[tuple[list[str], int]] = []
+
+    class Opened:
+        def __init__(self, settings: list[str]) -> None:
+            self.settings = settings
+
+        def evaluate(self, examples: list[Any]) -> Namespace:
+            asked.append((self.settings[:2], len(examples)))
+            return Namespace(metrics={"loss": 2.0, "token accuracy": 0.5, "accuracy": 1.0})
+
+    monkeypatch.setattr(script.Run, "open", lambda _, settings=(): Opened(list(settings)))
+    options = Namespace(
+        held_out=tmp_path / "held.jsonl", questions=tmp_path / "qa.jsonl", text_field="source", most=None
+    )
+    assert script.measured(tmp_path, options) == {script.RAW: 2, script.LOSS: 2, script.TOKENS: 0.5, script.CHOICES: 1}
+    assert sorted(asked) == [([], 2), (["--task.train_on", "completions"], 2), (["--task.type", "choice"], 1)]
+    assert script.text_of(["One.", "Two."]) == "One. Two."
+    assert len(script.some(options.questions, 1)) == 1
 
 
 def test_a_question_is_a_prompt_with_its_context() -> None:

@@ -272,8 +272,8 @@ def _common(config_class: type) -> str:
     ]
     for name in COMMON:
         each = by_name[name]
-        # the first sentence; --help NAME shows the others
-        text = each.text.split(". ")[0]
+        # the first sentence; --help NAME shows the others, --help task the many types
+        text = "what is learned; --help task names the types" if name == "task.type" else each.text.split(". ")[0]
         lines += _entry(f"--{name}", f"{text} (default: {each.default})" if each.default else text)
     lines += ["", "More:", *_entry("--help all", "every setting")]
     lines += _entry("--help task", "the types; --help task.classification: one of them")

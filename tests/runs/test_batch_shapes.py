@@ -1,10 +1,12 @@
 """The batches of a run have at most two shapes, for every task."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import task_cases
@@ -16,15 +18,19 @@ from instructrec_jax import train
 from instructrec_jax.data.loader import Loader
 from instructrec_jax.data.sources import ListSource
 from instructrec_jax.distributed.mesh import data_shards, make_mesh
+from instructrec_jax.evaluation import predictor as predictor_module
 from instructrec_jax.files import read_jsonl, write_jsonl
+from instructrec_jax.inference.writer import Generated
 from instructrec_jax.runs import batch_shapes
 from instructrec_jax.runs import model as models
 from instructrec_jax.runs.batch_shapes import in_few_shapes
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.data import buckets, target_buckets
 from instructrec_jax.tasks.encoded_store import EncodedExamples, encode_stored
+from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.training.checkpoint import Checkpoints
 from instructrec_jax.training.interrupt import Interrupt, Interrupted
+from instructrec_jax.training.step import make_predict_step
 
 networks = task_cases.networks  # a fixture
 STEPS, SIZE = 24, 3  # steps, and examples of a batch: no epoch is a whole number of batches
@@ -185,3 +191,56 @@ def test_a_ragged_run_compiles_its_step_twice_and_resumes_exactly(
     train.train(stopped)
     assert rows(stopped.run_dir) == rows(whole.run_dir)
     assert_close(final_parameters(stopped.run_dir, 10), final_parameters(whole.run_dir, 10), atol=0)
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+@pytest.mark.filterwarnings("ignore:all predictions are 0", "ignore:invalid value")
+@pytest.mark.parametrize("name", CASES)
+def test_a_call_of_an_evaluation_has_one_shape_for_every_task(
+    name: str, networks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is computed, and nothing is written: outputs are zeros of the shapes that they would have."""
+    monkeypatch.setattr(predictor_module, "TOKENS_PER_BATCH", 256)  # several batches a call
+    calls: list[set[Any]] = []
+
+    def counting(step: Callable[..., Any]) -> Callable[..., Any]:
+        def zeros(params: Any, batch: Any, *seed: Any) -> Any:
+            calls[-1].add(compiled_for(batch))
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, params, batch, *seed))
+
+        return zeros
+
+    def opened(*given: Any) -> Callable[..., Any]:
+        return counting(make_predict_step(*given))
+
+    def noted(run: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            calls.append(set())
+            return run(*given)
+
+        return call
+
+    monkeypatch.setattr(predictor_module, "make_predict_step", opened)
+    made_run = predictor_module.make_predict
+    monkeypatch.setattr(predictor_module, "make_predict", lambda *a, **k: noted(made_run(*a, **k)))
+    made = alone(name, networks, tmp_path, dropout=False, lora=False)
+    predictor = predictor_module.predictor(made.task, made.model.graphdef, made.mesh, buckets(made.config))
+    predict = silent(predictor(made.model.params))
+    made.task.score(predict, 5 * made.encoded)
+    assert all(len(shapes) == 1 for shapes in calls)
+    assert calls or made.task.writes
+
+
+def silent(predict: Predict) -> Predict:
+    """Empty answers, and no items."""
+
+    def write(prompts: Any, config: Any, images: Any = None) -> list[Generated]:
+        return [Generated("", "eos", 0.0) for _ in prompts]
+
+    def find(prompts: Any, trie: Any, beams: int, excluded: Any) -> tuple[np.ndarray, np.ndarray]:
+        return np.full((len(prompts), beams), -1), np.full((len(prompts), beams), -np.inf)
+
+    subtasks = {name: silent(each) for name, each in predict.subtasks.items()}
+    return replace(predict, write=write, find=find, subtasks=subtasks)
