@@ -23,7 +23,7 @@ if __name__ == "__main__":  # before the imports below, which take a second or t
 
 from instructrec_jax.answering.augmenting import Keep, agrees, augment_file, similar
 from instructrec_jax.answering.rewriting import BackTranslator, MaskFiller, Paraphraser, Rewriter
-from instructrec_jax.augmentation.augmenter import METHODS, AugmentConfig
+from instructrec_jax.augmentation.augmenter import METHODS, MOST_COPIES, AugmentConfig
 from instructrec_jax.runs.data import RunData
 
 
@@ -33,6 +33,7 @@ def main(args: list[str]) -> None:
     assert out is not None
     if out.suffix != ".jsonl":
         raise ValueError(f"--out {out}: JSON lines are written, so name a file FILE.jsonl.")
+    new_file(out.with_suffix(".html"))
     for one, other in (("mask_fill", "fill_with"), ("similar", "vectors")):
         if (getattr(options, one) is None) != (getattr(options, other) is None):
             raise ValueError(f"--{one} and --{other} belong together: give both of them, or none.")
@@ -58,15 +59,20 @@ def _settings(options: argparse.Namespace, rest: list[str]) -> Config:
     given |= {"capitalized": True} if options.capitalized else {}
     changed = [replace(source.augment, **given) for source in config.data.train]
     every = zip(config.data.train, changed, strict=True)
-    sources = [replace(source, augment=how if how else AugmentConfig()) for source, how in every]  # networks alone
+    # without a method, settings are those of the networks, where no source has one
+    sources = [replace(source, augment=how if how or not any(changed) else AugmentConfig()) for source, how in every]
     return replace(config, data=replace(config.data, train=sources))
 
 
 def _rewriters(options: argparse.Namespace, data: RunData) -> dict[str, tuple[Rewriter, int]]:
-    copies = options.copies or 3
+    copies = AugmentConfig.copies if options.copies is None else options.copies
+    if not 1 <= copies <= MOST_COPIES:
+        raise ValueError(f"--copies is {copies}: choose 1 to {MOST_COPIES}.")
     found: dict[str, tuple[Rewriter, int]] = {}
     if options.mask_fill is not None:
-        found["mask_fill"] = MaskFiller(options.fill_with, options.mask_fill), copies
+        own = [source.augment for source in data.config.data.train]
+        stay = AugmentConfig(capitalized=any(e.capitalized for e in own), protect=sum([e.protect for e in own], []))
+        found["mask_fill"] = MaskFiller(options.fill_with, options.mask_fill, stay), copies
     if options.back_translation is not None:
         found["back_translation"] = BackTranslator(*options.back_translation), 1
     if options.paraphrase is not None:

@@ -1,5 +1,6 @@
 """The verb `augment`."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ from helpers import task_config
 from tiny_runs import untrained_run
 from tiny_thesauri import write_wordnet
 
+from instructrec_jax.answering.rewriting import Source
 from instructrec_jax.augment import main
+from instructrec_jax.augmentation.augmenter import AugmentConfig
 from instructrec_jax.files import read_jsonl
 from instructrec_jax.runs.config import ConfigError
 
@@ -50,6 +53,45 @@ def test_settings_name_sources_and_methods_and_options_replace_them(table: Path,
     rows = read_jsonl(tmp_path / "b.jsonl")
     assert {row["origin"]["augmented_by"] for row in rows} == {"delete"}  # type: ignore[index]
     assert all(row["output"] in str(row["instruction"]).split() for row in rows)
+
+
+def test_words_with_capitals_may_change_where_this_is_asked_for(table: Path, tmp_path: Path) -> None:
+    table.write_text("text,label\nThe Dull Film Of 1999,war\n")
+    thesaurus = ["--synonyms", "1.0", "--thesaurus", str(write_wordnet(tmp_path / "wordnet"))]
+    options = [*thesaurus, "--copies", "1", "--data.store", "memory", "--only_copies"]
+    main([str(table), "--out", str(tmp_path / "free.jsonl"), *options, "--capitalized"])
+    assert [row["instruction"] for row in read_jsonl(tmp_path / "free.jsonl")] == ["The Boring Movie Of 1999"]
+    with pytest.raises(ValueError, match="changes none of the first 1 texts"):
+        main([str(table), "--out", str(tmp_path / "names.jsonl"), *options])
+
+
+def test_networks_have_the_protection_that_is_set(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    got = []
+
+    def filler(path: Path, rate: float, config: AugmentConfig) -> Callable[[Sequence[Source]], list[str]]:
+        got.append(config)
+        return lambda sources: [source.text.replace("Bad", "Poor") for source in sources]
+
+    monkeypatch.setattr("instructrec_jax.augment.MaskFiller", filler)
+    table.write_text("text,label\na Bad film,war\n")
+    settings = tmp_path / "my.yaml"
+    settings.write_text(
+        f"task: {{type: classification}}\ndata: {{store: memory, train: [{{path: {table}, "
+        "augment: {capitalized: true, protect: [film]}}]}\n"
+    )
+    options = ["--mask_fill", "0.5", "--fill_with", str(tmp_path), "--only_copies"]
+    main([str(settings), "--out", str(tmp_path / "a.jsonl"), *options])
+    assert [row["instruction"] for row in read_jsonl(tmp_path / "a.jsonl")] == ["a Poor film"]
+    assert got == [AugmentConfig(capitalized=True, protect=["film"])]
+    with pytest.raises(ValueError, match="--copies is 0: choose 1 to 100"):
+        main([str(settings), "--out", str(tmp_path / "b.jsonl"), *options, "--copies", "0"])
+
+
+def test_a_page_that_is_there_is_kept(table: Path, tmp_path: Path) -> None:
+    (tmp_path / "more.html").write_text("mine")
+    with pytest.raises(ValueError, match=r"more\.html exists already"):
+        main([str(table), "--out", str(tmp_path / "more.jsonl"), "--swap", "1.0", "--data.store", "memory"])
+    assert (tmp_path / "more.html").read_text() == "mine"
 
 
 def test_a_teacher_that_knows_nothing_leaves_few(table: Path, checkpoint: Path, tmp_path: Path) -> None:

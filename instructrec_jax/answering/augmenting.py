@@ -80,11 +80,12 @@ def augment_file(
     sources = data.with_copies(opened).sources if any_edits else opened.sources
     report, shown = Report(), Spread[Pair]()
     with jsonl_writer(out) as write:
-        for source in sources:
+        for source, setting in zip(sources, data.config.data.train, strict=True):
+            plain = partial(_plain_reasons, names_stay=not setting.augment.capitalized)
             for window in _windows(source, data):
                 check_methods([e for e, _ in window], list(rewriters), data.config.task.augmentations, "--")
                 made = _rewritten(window, rewriters, data)
-                for example, copies in _filtered(made, filters, report):
+                for example, copies in _filtered(made, plain, filters, report):
                     report.examples += 1
                     report.copies += len(copies)
                     for each in ([example] if originals else []) + copies:
@@ -173,9 +174,11 @@ def _rewritten(window: Made, rewriters: dict[str, tuple[Rewriter, int]], data: R
     return found
 
 
-def _filtered(window: Made, filters: Sequence[Keep], report: Report) -> Iterator[tuple[Example, list[Example]]]:
+def _filtered(
+    window: Made, plain: Callable[[Made], list[str]], filters: Sequence[Keep], report: Report
+) -> Iterator[tuple[Example, list[Example]]]:
     flat = [(example, copy) for example, copies in window for copy in copies]
-    reasons = _plain_reasons(window)
+    reasons = plain(window)
     for keep in filters:
         left = [n for n, reason in enumerate(reasons) if not reason]
         for n, reason in zip(left, keep([flat[n] for n in left]) if left else [], strict=True):
@@ -187,8 +190,11 @@ def _filtered(window: Made, filters: Sequence[Keep], report: Report) -> Iterator
         yield example, [copy for reason, (_, copy) in own if not reason]
 
 
-def _plain_reasons(window: Made) -> list[str]:
-    """Why copies are left out whatever the filters are, in order; "": they stay."""
+def _plain_reasons(window: Made, *, names_stay: bool) -> list[str]:
+    """Why copies are left out whatever the filters are, in order; "": they stay.
+
+    names_stay: whether words with capitals are taken for names, which a copy must have.
+    """
     reasons = []
     for example, copies in window:
         seen = {_read(example)}
@@ -200,7 +206,7 @@ def _plain_reasons(window: Made) -> list[str]:
                 reasons.append(UNCHANGED)
             elif text in seen:
                 reasons.append(AGAIN)
-            elif not _keeps(example, copy):
+            elif not _keeps(example, copy, names_stay):
                 reasons.append(LOST)
             else:
                 reasons.append("")
@@ -212,13 +218,14 @@ def _read(example: Example) -> tuple[str, ...]:
     return (example.instruction, example.input or "", *(turn.content for turn in example.messages))
 
 
-def _keeps(example: Example, copy: Example) -> bool:
+def _keeps(example: Example, copy: Example, names_stay: bool) -> bool:
     """Whether the copy has the numbers, the names and the quoted targets of the example."""
     old, new = example.input or example.instruction, copy.input or copy.instruction
     quoted = [each for each in quoted_texts(example.output) if places_of(old, [each])]
-    names = [word.strip(".,:;!?()\"'") for word in old.split()[1:] if word[:1].isupper() or any(map(str.isdigit, word))]
-    names += [word for word in old.split()[:1] if any(map(str.isdigit, word))]
-    return all(each in new for each in (*quoted, *names))
+    words = [word.strip(".,:;!?()\"'") for word in old.split()]
+    names = [word for word in words[1:] if word[:1].isupper()] if names_stay else []
+    numbers = [word for word in words if any(map(str.isdigit, word))]
+    return all(each in new for each in (*quoted, *names, *numbers))
 
 
 # ---------------------------------------------------------------- filters

@@ -165,7 +165,9 @@ class BackTranslator:
     def __call__(self, sources: Sequence[Source]) -> list[str]:
         texts = [source.text for source in sources]
         for translate in self._steps:
-            texts = translate(texts)
+            asked = [number for number, text in enumerate(texts) if text.strip()]  # on the way back, some may be blank
+            made = dict(zip(asked, translate([texts[n] for n in asked]) if asked else [], strict=True))
+            texts = [made.get(number, "") for number in range(len(texts))]
         return texts
 
 

@@ -146,7 +146,7 @@ class MyThes:
         self._encoding = data.readline().decode("ascii", "replace").strip()
         try:
             "".encode(self._encoding)
-        except LookupError:
+        except (LookupError, ValueError):  # ValueError: a null character
             detail = f"its first line {self._encoding[:40]!r} names no encoding"
             raise ValueError(f"augment.thesaurus: {file} is no MyThes file: {detail}.") from None
         number = 1

@@ -1,6 +1,7 @@
 """Texts rewritten by networks: a masked language model against transformers, and stand-ins for what writes."""
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,6 +85,19 @@ def test_there_and_back_by_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert BackTranslator("there", "back")([source("a"), source("b")]) == ["back(there(a))", "back(there(b))"]
     with pytest.raises(ValueError, match="--back_translation classifier has the task translation, which writes no"):
         translator("classifier")
+
+
+def test_what_was_not_translated_is_not_translated_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def steps(name: str) -> Callable[[Sequence[str]], list[str]]:
+        def translate(texts: Sequence[str]) -> list[str]:
+            assert all(texts)
+            return [text if text == "b" else "" for text in texts]
+
+        return translate
+
+    monkeypatch.setattr("instructrec_jax.answering.rewriting.translator", steps)
+    back = BackTranslator("there", "back")
+    assert back([source("a"), source("b")]) == ["", "b"] and back([source("a")]) == [""]
 
 
 def test_answers_that_are_no_texts_are_empty(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,8 @@ def test_files_that_are_no_thesaurus_are_named(tmp_path: Path, monkeypatch: pyte
     text = tmp_path / "words.txt"
     text.write_text("good, fine\n")
     assert "is no MyThes file: its first line 'good, fine' names no encoding." in refused(text)
+    text.write_bytes(b"\x7fELF\x02\x00\x00 a program\n")
+    assert "is no MyThes file: its first line '\\x7fELF" in refused(text)
     (tmp_path / "cut.dat").write_text("UTF-8\ngood fine\n")
     assert "is no MyThes file: line 2 should be word|meanings, but is 'good fine'." in refused(tmp_path / "cut.dat")
     (tmp_path / "blank.dat").write_text("")
