@@ -1,6 +1,7 @@
 """Types of the verbs' options: what a text on the command line is read as."""
 
 import argparse
+import math
 from pathlib import Path
 
 from instructrec_jax.data.media.picture import Picture, picture_of
@@ -49,6 +50,9 @@ def whole_numbers(text: str) -> list[int]:
 def share(text: str) -> float:
     """A share such as 0.5% or 0.005."""
     try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share: write 0.5% or 0.005") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: write 0.5% or 0.005")
+    return value

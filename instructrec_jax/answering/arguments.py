@@ -372,7 +372,7 @@ def label_parser(doc: str) -> argparse.ArgumentParser:
     add("--simulate", action="store_true", help="learning curves from the labels of the pool")
     add("--first", type=int, default=100, metavar="N", help="random labels that a curve begins with (default: 100)")
     add("--seeds", type=int, default=5, metavar="N", help="curves of a strategy (default: 5)")
-    add("--reach", type=float, default=0.8, metavar="SHARE", help="accuracy to count labels for (default: .8)")
+    add("--reach", type=share, default=0.8, metavar="SHARE", help="accuracy to count labels for (default: .8)")
     return parser
 
 

@@ -188,11 +188,13 @@ def _planted(
 def planted_labels(labels: np.ndarray, size: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(the labels, of which a share is replaced by other ones at random; which ones, bool [n]).
 
-    Raises ValueError for a share that is not below a half, or less than one label.
+    Raises ValueError for a share that is not below a half, or less than one label, and where there is one label only.
     """
-    count = round(share * len(labels))
-    if not 0 < share < 0.5 or not count:
+    count = round(share * len(labels)) if 0 < share < 0.5 else 0
+    if not count:
         raise ValueError(f"--plant should be a share of the labels below .5, of one label or more, but is {share}.")
+    if size < 2:
+        raise ValueError("--plant flips labels, but all examples have the same one.")
     rng = np.random.default_rng(seed)
     chosen = rng.choice(len(labels), count, replace=False)
     given, flipped = labels.copy(), np.zeros(len(labels), bool)

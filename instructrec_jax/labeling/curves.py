@@ -34,8 +34,9 @@ class Simulated:
 def simulated(options: Namespace, rest: list[str]) -> Simulated:
     """The learning curves of `options.strategy` and of random, on vectors of `options.path`.
 
-    Raises ValueError for another task than classification, and for pools without labels.
+    Raises ValueError as `Plan`, for another task than classification, and for pools without labels.
     """
+    plan = Plan(options.first, options.batch, options.rounds, options.seeds)
     config = _settings(options, rest)
     if not isinstance(config.task, ClassificationConfig):
         raise ValueError(f"--simulate needs task.type classification, not {config.task.name}.")
@@ -43,7 +44,6 @@ def simulated(options: Namespace, rest: list[str]) -> Simulated:
     run = Run.open(options.path) if is_run(options.path) else Run.open(options.path, settings_of(str(options.path)))
     names = list(data.config.task.label_names or ())
     pool, test = (_texts(run, data.examples(split), names) for split in ("train", "test"))
-    plan = Plan(options.first, options.batch, options.rounds, options.seeds)
     curves: dict[Strategy, list[Curve]] = {}
     for strategy in dict.fromkeys([*options.strategy, "random"]):
         curves[strategy] = [
@@ -94,9 +94,9 @@ def shown(found: Simulated) -> str:
     plan, score = found.plan, f"{found.score:g}"
     table = [("", "area", "− random, 95%", f"labels to {score}", "saved, 95%", "stopped at", "accuracy lost")]
     for row in found.rows():
-        gain = "" if row.gain is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*row.gain)
+        gain = _interval(row.gain, "+.4f")
         reached = "not reached" if row.reached is None else f"{row.reached:,.0f}"
-        saved = "" if row.saved is None else "{:,.0f} [{:,.0f}, {:,.0f}]".format(*row.saved)
+        saved = _interval(row.saved, ",.0f")
         stopped, lost = ("never", "") if row.stopped is None else (f"{row.stopped[0]:,.0f}", f"{row.stopped[1]:+.4f}")
         table.append((row.strategy, f"{row.area:.4f}", gain, reached, saved, stopped, lost))
     about = (
@@ -104,3 +104,11 @@ def shown(found: Simulated) -> str:
         f"{plan.batch}; {plan.seeds} seeds; intervals: Student's t over seeds, paired"
     )
     return "\n".join([about, *aligned(table)])
+
+
+def _interval(found: tuple[float, float, float] | None, form: str) -> str:
+    """A mean with its bounds, which one seed has not."""
+    if found is None:
+        return ""
+    mean, low, high = (format(each, form) for each in found)
+    return f"{mean} [{low}, {high}]" if np.isfinite(found[1]) else mean

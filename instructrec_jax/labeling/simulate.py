@@ -30,12 +30,18 @@ class Plan:
     Attributes:
       first: number of random labels that a curve begins with; batch: labels of a round; rounds: their number.
       seeds: one curve each.
+
+    Raises ValueError for a plan without labels or curves.
     """
 
     first: int = 100
     batch: int = 50
     rounds: int = 10
     seeds: int = 5
+
+    def __post_init__(self) -> None:
+        if min(self.first, self.batch, self.seeds) < 1 or self.rounds < 0:
+            raise ValueError(f"--first, --batch and --seeds should be at least 1, --rounds at least 0, but are {self}.")
 
 
 @dataclass(frozen=True)
@@ -86,13 +92,11 @@ def learning_curve(strategy: Strategy, pool: Texts, test: Texts, size: int, plan
     Args:
       size: number of labels.
 
-    Raises ValueError for an empty pool, or one with a single label, and a plan without labels.
+    Raises ValueError for an empty pool, or one with a single label.
     """
     count = len(pool.labels)
     if not count:
         raise ValueError("the pool is empty: no text is left to label.")
-    if min(plan.first, plan.batch) < 1 or plan.rounds < 0:
-        raise ValueError(f"--first and --batch should be at least 1, --rounds at least 0, but are {plan}.")
     known = first_labels(pool.labels, plan.first, seed)
     labels, accuracy, kappas, before = [], [], [], None
     for number in range(plan.rounds + 1):

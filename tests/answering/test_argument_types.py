@@ -22,6 +22,8 @@ def test_wrong_values_are_named(tmp_path: Path) -> None:
         whole_numbers("1;5")
     with pytest.raises(argparse.ArgumentTypeError, match="'many' is no share"):
         share("many")
+    with pytest.raises(argparse.ArgumentTypeError, match="'nan' is no share"):
+        share("nan")
     with pytest.raises(argparse.ArgumentTypeError, match="URLs of pictures are never fetched"):
         picture_file("https://example.com/x.png")
     with pytest.raises(argparse.ArgumentTypeError, match="nothing.png cannot be read"):

@@ -87,6 +87,10 @@ def test_other_tasks_are_audited_without_labels(folder: Path, capsys: pytest.Cap
     found = main([str(folder / "asked.jsonl"), "--task.type", "language_model", "--similarity", "1"])
     assert [f.kind for f in found.findings] == ["duplicate"] and found.labels is None
     assert "task.type classification only" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--plant flips labels, but all examples have the same one"):
+        planted_labels(np.zeros(9, np.int64), 1, 0.2, 0)
+    with pytest.raises(ValueError, match="--plant should be a share of the labels below .5.*nan"):
+        planted_labels(np.zeros(9, np.int64), 2, float("nan"), 0)
     with pytest.raises(ValueError, match="--plant flips labels of task.type classification, not of language_model"):
         main([str(folder / "asked.jsonl"), "--task.type", "language_model", "--similarity", "1", "--plant", ".1"])
 

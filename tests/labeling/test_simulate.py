@@ -81,5 +81,6 @@ def test_first_labels_have_two_kinds() -> None:
         first_labels(np.zeros(5, int), 2, 0)
     with pytest.raises(ValueError, match="the pool is empty"):
         learning_curve("random", Texts(np.empty((0, 2)), np.empty(0, int)), made(3, 0), 3, Plan(), 0)
-    with pytest.raises(ValueError, match="--first and --batch should be at least 1"):
-        learning_curve("random", made(9, 0), made(3, 0), 3, Plan(first=0), 0)
+    for bad in (dict(first=0), dict(batch=0), dict(seeds=0), dict(rounds=-1)):
+        with pytest.raises(ValueError, match="--first, --batch and --seeds should be at least 1"):
+            Plan(**bad)
