@@ -24,7 +24,7 @@ from instructrec_jax.labeling.asking import Terminal
 from instructrec_jax.labeling.curves import simulated, write_curves
 from instructrec_jax.labeling.label_page import LabelPage
 from instructrec_jax.labeling.questions import Asker, Questions
-from instructrec_jax.labeling.rounds import Pool, ask_round, check_task, next_settings, read_pool
+from instructrec_jax.labeling.rounds import Pool, ask_round, check_task, left_to_ask, next_settings, read_pool
 from instructrec_jax.labeling.session import About, Session
 from instructrec_jax.runs.directory import is_finished
 from instructrec_jax.runs.run import Run, require_finished
@@ -52,8 +52,10 @@ def main(args: list[str]) -> None:
         if not options.second:
             rounds(options, session, first, pool, asker)
             return
-        again = sorted(session.done() - session.answered(options.who))
-        asker.ask(Questions(session, again, pool.texts, options.who, None))
+        again = sorted(session.done() - session.answered(options.who) | session.disagrees(options.who))
+        if not again:
+            asker.say(f"{options.who} has labeled every text that others labeled, as they did.")
+        asker.ask(Questions(session, again, pool.texts, options.who, None, since=len(session.lines)))
         session.report(options.who, asker.say)
 
 
@@ -63,6 +65,9 @@ def rounds(options: Namespace, session: Session, first: Run, pool: Pool, asker: 
     for number in range(1, options.rounds + 1):
         target = options.out / f"round-{number}"
         if not is_finished(target):
+            if len(session.rounds) < number and not left_to_ask(session, pool):
+                asker.say("every text of the pool was asked")
+                break
             if not ask_round(session, run, pool, number, asked, options.who, asker):
                 asker.say(f"{len(session.taken()):,} labels in {options.out}. The same command goes on.")
                 return

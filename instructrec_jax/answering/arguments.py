@@ -368,7 +368,11 @@ def label_parser(doc: str) -> argparse.ArgumentParser:
     add("--who", default="", metavar="NAME", help="who labels")
     page = "ask on a page in the browser of this machine, at this port (default: 8765; 0: any)"
     add("--page", type=int, nargs="?", const=8765, metavar="PORT", help=page)
-    add("--second", action="store_true", help="label the texts that others labeled, without what the model thinks")
+    add(
+        "--second",
+        action="store_true",
+        help="label what others labeled (again, where you disagree), without what the model thinks",
+    )
     add("--simulate", action="store_true", help="learning curves from the labels of the pool")
     add("--first", type=int, default=100, metavar="N", help="random labels that a curve begins with (default: 100)")
     add("--seeds", type=int, default=5, metavar="N", help="curves of a strategy (default: 5)")

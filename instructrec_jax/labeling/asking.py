@@ -34,7 +34,7 @@ class Terminal:
         while (question := questions.next()) is not None:
             self.say(f"\n[{question.place} of {question.count}] {clean(question.text)}")
             said = _said(question)
-            self.say("  ".join(f"{row} {name}" for row, name in enumerate(said[:GUESSES], 1)))
+            self.say("  ".join(said[:GUESSES]))
             if not self._answer(questions, question, said):
                 return False
         return True
@@ -52,19 +52,23 @@ class Terminal:
                 self.say("nothing to undo" if back is None else f"took back the answer to text {back}")
                 return True
             if word == "l":
-                self.say("\n".join(f"{row} {name}" for row, name in enumerate(said, 1)))
+                self.say("\n".join(said))
                 continue
             if word in ("s", "?"):
                 questions.answer(question, "skip" if word == "s" else "unsure")
                 return True
-            if word in ("", *shown) or word.isdecimal() and 1 <= int(word) <= len(shown):
-                questions.answer(question, "label", word if word in shown else shown[int(word or 1) - 1])
+            if word in ("", *shown):
+                questions.answer(question, "label", word or shown[0])
+                return True
+            if not question.by_name and word.isdecimal() and 1 <= int(word) <= len(shown):
+                questions.answer(question, "label", shown[int(word) - 1])
                 return True
             self.say(f"{word!r} is no label.{suggest(word, list(shown))} {HELP}")
 
 
 def _said(question: Question) -> list[str]:
-    """The labels, with their probabilities where they are shown."""
-    if question.shares is None:
-        return question.labels
-    return [f"{name} {share:.2f}" for name, share in zip(question.labels, question.shares, strict=True)]
+    """The labels, with their numbers and, where they are shown, their probabilities."""
+    said = list(question.labels)
+    if question.shares is not None:
+        said = [f"{name} ({share:.2f})" for name, share in zip(said, question.shares, strict=True)]
+    return said if question.by_name else [f"{row} {name}" for row, name in enumerate(said, 1)]

@@ -86,7 +86,10 @@ class LabelPage:
                 return "nothing is asked now"
             action = sent.get("action")
             if action == "undo":
-                return "nothing to undo" if self.questions.undo() is None else None
+                try:
+                    return "nothing to undo" if self.questions.undo() is None else None
+                except OSError as error:  # a full disk
+                    return f"nothing was undone: {error}"
             if action == "quit":
                 self.left.set()
                 return None

@@ -19,6 +19,7 @@ class Question:
       shares: the model's probabilities of `labels`; None: not shown.
       place: among those asked, from 1.
       count: of those asked.
+      by_name: whether a label is a number itself, so that labels are not also called by their places.
     """
 
     number: int
@@ -27,6 +28,7 @@ class Question:
     shares: list[float] | None
     place: int
     count: int
+    by_name: bool
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Questions:
       numbers: of the texts, in the order in which they are asked.
       texts: of the whole pool.
       shares: the model's probabilities, float64 [numbers, labels]; None: nothing that it thinks is shown.
+      since: the line of the session from which on the person's answers count.
     """
 
     session: Session
@@ -44,10 +47,11 @@ class Questions:
     texts: Sequence[str]
     who: str
     shares: np.ndarray | None
+    since: int = 0
 
     def next(self) -> Question | None:
         """The first text that the person has not answered; None: all are answered."""
-        answered, labels = self.session.answered(self.who), self.session.labels
+        answered, labels = self.session.answered(self.who, self.since), self.session.labels
         row = next((row for row, number in enumerate(self.numbers) if number not in answered), None)
         if row is None:
             return None
@@ -61,6 +65,7 @@ class Questions:
             shares=None if own is None else [float(own[at]) for at in order],
             place=sum(each in answered for each in self.numbers) + 1,
             count=len(self.numbers),
+            by_name=any(map(str.isdecimal, labels)),
         )
 
     def answer(self, question: Question, kind: Kind, label: str | None = None) -> None:

@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import xxhash
 
 from instructrec_jax.answering.records import read_records
+from instructrec_jax.data.data_config import Split
 from instructrec_jax.data.example import Example
+from instructrec_jax.data.fingerprints import normalized
 from instructrec_jax.data.prompts import render
 from instructrec_jax.data.source_config import SourceConfig
 from instructrec_jax.files import write_jsonl
@@ -17,7 +20,9 @@ from instructrec_jax.labeling.session import Session
 from instructrec_jax.labeling.strategies import NEEDS, Beliefs, Strategy, select
 from instructrec_jax.metrics.uncertainty import probabilities
 from instructrec_jax.runs.config import Config
+from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.run import Run
+from instructrec_jax.runs.unlabeled import case_key
 from instructrec_jax.tasks.text.text_config import ClassificationConfig
 
 DRAWS = 8  # of Monte Carlo dropout, for bald
@@ -49,17 +54,46 @@ def check_task(run: Run) -> None:
 def read_pool(run: Run, file: str) -> Pool:
     """The records of a file, with the columns of the run's data; a target among them is ignored.
 
-    Raises BadExample for one that the run cannot read, ValueError where there are none.
+    Raises BadExample for one that the run cannot read, ValueError where there are none, for pictures, and for a text
+    that the run is measured on.
     """
     asker, examples = run.asker(many=True), []
     for where, record in read_records(file):
         if isinstance(record, Exception):
             raise record
         examples.append(asker.example(record, where))
+    if media := next((example for example in examples if example.media), None):
+        raise ValueError(f"{media.where}: label shows texts, but this record has pictures or sounds.")
+    examples = _without_cases(run, examples)
     if not examples:
-        raise ValueError(f"the pool is empty: {file} has no records.")
+        raise ValueError(f"the pool is empty: {file} has no records to label.")
     texts = [render(example) for example in examples]
     return Pool(examples, texts, xxhash.xxh3_128("\x00".join(texts).encode(errors="replace")).hexdigest())
+
+
+def _without_cases(run: Run, examples: list[Example]) -> list[Example]:
+    """The examples. Raises ValueError for one that is a case of the run's validation or test, which training would
+    see; with data.on_bad_example skip, such examples are left out instead."""
+    data, splits = RunData(run.config), get_args(Split)[1:]
+    listed = [split for split in splits if getattr(run.config.data, split)]
+    known = {case_key(case): split for split in listed for case in data.examples(split)}
+    found = [example for example in examples if case_key(example) in known]
+    if found and run.config.data.on_bad_example != "skip":
+        raise ValueError(
+            f"{len(found):,} texts of the pool are cases of data.validation or data.test, on which a run that learns "
+            f"from them cannot be measured; {found[0].where}: the text is in data.{known[case_key(found[0])]}. Remove "
+            "them, or set data.on_bad_example: skip to leave them out."
+        )
+    return [example for example in examples if case_key(example) not in known]
+
+
+def left_to_ask(session: Session, pool: Pool) -> list[int]:
+    """The texts that nobody has answered, in order; of equal ones the first."""
+    known = {normalized(pool.texts[number]) for number in session.done()}
+    first: dict[str, int] = {}
+    for number, text in enumerate(pool.texts):
+        first.setdefault(normalized(text), number)
+    return [number for text, number in first.items() if text not in known]
 
 
 def beliefs_of(
@@ -97,9 +131,7 @@ def ask_round(
     """
     if len(session.rounds) < number:
         strategy, count = how
-        left = [each for each in range(len(pool.texts)) if each not in session.done()]
-        if not left:
-            raise ValueError("the pool is empty: no text is left to label.")
+        left = left_to_ask(session, pool)
         beliefs = beliefs_of(run, strategy, pool, left, sorted(session.taken()), number)
         session.ask([left[place] for place in select(strategy, beliefs, count, number)], strategy, str(run.path))
     numbers = session.rounds[number - 1]["numbers"]

@@ -128,19 +128,19 @@ class Session:
         self.say(number, "undo", who)
         return number
 
-    def _standing(self) -> dict[str, dict[int, Line]]:
+    def _standing(self, since: int = 0) -> dict[str, dict[int, Line]]:
         """who -> number -> the answer that was not undone, in the order in which they were given."""
         found: dict[str, dict[int, Line]] = {}
-        for line in self.lines:
+        for line in self.lines[since:]:
             own = found.setdefault(line["who"], {})
             own.pop(line["number"], None)
             if line["kind"] != "undo":
                 own[line["number"]] = line
         return found
 
-    def answered(self, who: str) -> set[int]:
-        """The texts that a person has answered: labeled, skipped or unsure."""
-        return set(self._standing().get(who, {}))
+    def answered(self, who: str, since: int = 0) -> set[int]:
+        """The texts that a person has answered: labeled, skipped or unsure. since: a line of the session."""
+        return set(self._standing(since).get(who, {}))
 
     def taken(self) -> dict[int, str]:
         """number -> label, where all who labeled the text agree."""
@@ -150,6 +150,11 @@ class Session:
         """number -> the labels, where people disagree; these are in no training until they agree."""
         return {number: own for number, own in self._labels().items() if len(set(own)) > 1}
 
+    def disagrees(self, who: str) -> set[int]:
+        """The texts that a person has labeled otherwise than somebody else."""
+        own = self._standing().get(who, {})
+        return {number for number in self.contradictions() if own.get(number, {}).get("kind") == "label"}
+
     def done(self) -> set[int]:
         """The texts that somebody has answered."""
         return {number for own in self._standing().values() for number in own}
@@ -157,7 +162,8 @@ class Session:
     def report(self, who: str, show: Callable[[str], object]) -> None:
         """Says on which texts people disagree, and how far a person agrees with the others."""
         for number, own in self.contradictions().items():
-            show(f"contradictory labels of text {number}: {', '.join(own)}. It is in no training until they agree.")
+            said = f"contradictory labels of text {number}: {', '.join(own)}"
+            show(f"{said}. It is in no training until they agree; --second asks again.")
         for other in self._standing():
             with suppress(ValueError):  # no text in common
                 both, share, kappa = self.agreement(who, other) if other != who else (0, 0.0, None)

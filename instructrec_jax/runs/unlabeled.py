@@ -72,7 +72,7 @@ def open_unlabeled(
     """
     if not isinstance(opened, Mixture):
         raise ValueError("data.unlabeled needs sources of known size, but one is a stream: set streaming: false.")
-    known = {_key(example): (split, example) for split, own in cases.items() for example in own}
+    known = {case_key(example): (split, example) for split, own in cases.items() for example in own}
     found, skipped = [], []
     for number, (source, setting) in enumerate(zip(opened.sources, config.data.unlabeled, strict=True)):
         rows, leaks = _rows(source, known, config.data.on_bad_example == "skip")
@@ -101,7 +101,7 @@ def open_unlabeled(
     ), skipped
 
 
-def _key(example: Example) -> str:
+def case_key(example: Example) -> str:
     """What makes two examples the same case, as in an audit."""
     return normalized("\n".join([render(example), *example.candidates, *example.history]))
 
@@ -134,7 +134,7 @@ def _rows(
         if example.media:
             raise ValueError(f"{example.where}: examples of data.unlabeled have words only, but this one has pictures.")
         has_label[row] = example.output is not None
-        if case := known.get(_key(example)):
+        if case := known.get(case_key(example)):
             split, other = case
             leaks.append(
                 SkippedRow(example.where, "", f"case of data.{split}", f"its text is that of {other.id or other.where}")

@@ -1,6 +1,6 @@
 """Questions on a terminal: what a person types, and what the session keeps of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,13 @@ TEXTS = [f"text {number}\x1b[2J" for number in range(5)]
 SHARES = np.array([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2], [0.2, 0.2, 0.6]])
 
 
-def asked(folder: Path, *typed: str, who: str = "ada", shares: np.ndarray | None = SHARES) -> tuple[bool, Session, str]:
-    session = Session.open(folder, About(pool="p", fingerprint="f", labels=["low", "mid", "high"]))
+LABELS = ("low", "mid", "high")
+
+
+def asked(
+    folder: Path, *typed: str, who: str = "ada", shares: np.ndarray | None = SHARES, labels: Sequence[str] = LABELS
+) -> tuple[bool, Session, str]:
+    session = Session.open(folder, About(pool="p", fingerprint="f", labels=list(labels)))
     lines: Iterator[str] = iter(typed)
     said: list[str] = []
     questions = Questions(session, [3, 0, 4], TEXTS, who, shares)
@@ -28,7 +33,7 @@ def test_answers(tmp_path: Path) -> None:
     assert done and session.taken() == {0: "high", 3: "mid", 4: "low"}
     assert session.lines[0]["thought"] == "mid" and session.lines[0]["probability"] == 0.7
     assert session.lines[0]["text"] == TEXTS[3]
-    assert "[1 of 3] text 3" in said and "1 mid 0.70  2 high 0.20  3 low 0.10" in said and "\x1b" not in said
+    assert "[1 of 3] text 3" in said and "1 mid (0.70)  2 high (0.20)  3 low (0.10)" in said and "\x1b" not in said
 
 
 def test_undo_skip_unsure_and_words_that_are_no_label(tmp_path: Path) -> None:
@@ -52,3 +57,9 @@ def test_a_second_person_does_not_see_the_models_guess(tmp_path: Path) -> None:
     done, session, said = asked(tmp_path, "2\n", "2\n", "2\n", who="bob", shares=None)
     assert done and "0." not in said and "1 low  2 mid  3 high" in said
     assert session.agreement("ada", "bob")[0] == 3 and "thought" not in session.lines[-1]
+
+
+def test_labels_that_are_numbers_are_called_by_their_names_alone(tmp_path: Path) -> None:
+    done, session, said = asked(tmp_path, "0\n", "3\n", "2\n", "\n", labels=["0", "1", "2"])
+    assert done and session.taken() == {3: "0", 0: "2", 4: "2"}
+    assert "\n1 (0.70)  2 (0.20)  0 (0.10)" in said and "'3' is no label" in said

@@ -103,7 +103,12 @@ def test_a_full_disk_is_said(page: LabelPage, session: Session, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr("instructrec_jax.labeling.session.append_jsonl", full)
         answer = act(page, action="label", label="low", number=0)
-    assert "was not saved" in answer["problem"] and "No space" in answer["problem"] and answer["number"] == 0
+        assert "was not saved" in answer["problem"] and "No space" in answer["problem"] and answer["number"] == 0
+        assert act(page, action="undo")["problem"] == "nothing to undo"
+    act(page, action="label", label="low", number=0)
+    with monkeypatch.context() as patch:
+        patch.setattr("instructrec_jax.labeling.session.append_jsonl", full)
+        assert "nothing was undone" in act(page, action="undo")["problem"] and session.taken() == {0: "low"}
     act(page, action="quit")
     assert not end()
 
@@ -167,3 +172,25 @@ def test_a_person_labels_by_keyboard(page: LabelPage, session: Session) -> None:
         browser.close()
     assert end() and session.taken() == {1: "card_stolen"} and problems == []
     assert [line["kind"] for line in session.lines] == ["label", "undo", "skip", "label", "unsure"]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no browser: install Debian's chromium, or name one in $CHROMIUM")
+def test_the_key_of_a_label_that_is_a_number_is_its_name(page: LabelPage, tmp_path: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    about = About(pool="p", fingerprint="f", labels=["0", "1", "2"])
+    with closing(Session.open(tmp_path / "numbers", about)) as session, playwright.sync_playwright() as started:
+        end = start(page, session, np.array([[0.1, 0.2, 0.7]] * 3))
+        browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        shown = browser.new_page()
+        shown.goto(page.address)
+        shown.wait_for_selector("#question:not([hidden])")
+        assert shown.locator("#labels kbd").all_inner_texts() == ["2", "1", "0"]
+        shown.keyboard.press("3")  # the place of a label, and no name of one
+        shown.keyboard.press("1")
+        shown.wait_for_selector("#place:text-is('2 of 3')")
+        shown.keyboard.press("0")
+        shown.wait_for_selector("#place:text-is('3 of 3')")
+        shown.keyboard.press("2")
+        shown.wait_for_selector("#question", state="hidden")
+        browser.close()
+    assert end() and session.taken() == {0: "1", 1: "0", 2: "2"}

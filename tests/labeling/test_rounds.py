@@ -4,6 +4,7 @@
 """
 
 import io
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from tiny_runs import tiny_run, untrained_run, write_examples
 
 from instructrec_jax.files import read_jsonl, write_jsonl
 from instructrec_jax.label import main
-from instructrec_jax.labeling.rounds import beliefs_of, check_task, next_settings, read_pool
+from instructrec_jax.labeling.rounds import beliefs_of, check_task, left_to_ask, next_settings, read_pool
+from instructrec_jax.labeling.session import About, Session
 from instructrec_jax.labeling.strategies import select
 from instructrec_jax.runs.data import RunData
 from instructrec_jax.runs.run import Run
@@ -82,6 +84,37 @@ def test_bad_input_is_named(run: Path, pool: Path, checkpoint: Path, tmp_path: P
     other = untrained_run(tmp_path / "other", task_config("regression", tmp_path), checkpoint, 32)
     with pytest.raises(ValueError, match="task.type regression, but label asks for one label"):
         check_task(Run.open(other))
+
+
+def test_texts_that_the_run_is_measured_on_are_not_labeled(run: Path, pool: Path, tmp_path: Path) -> None:
+    opened, mixed = Run.open(run), tmp_path / "mixed.jsonl"
+    mixed.write_text(pool.read_text() + (tmp_path / "test.jsonl").read_text())
+    with pytest.raises(ValueError, match=r"12 texts of the pool are cases.*mixed\.jsonl, line 11: .* in data\.test"):
+        read_pool(opened, str(mixed))
+    skips = Run.open(run, ["--data.on_bad_example", "skip"])
+    assert read_pool(skips, str(mixed)).texts == read_pool(opened, str(pool)).texts
+    with pytest.raises(ValueError, match="the pool is empty"):
+        read_pool(skips, str(tmp_path / "test.jsonl"))
+
+
+def test_equal_texts_are_asked_once(run: Path, tmp_path: Path) -> None:
+    texts = ["good film", "bad", " Good  film", "old", "bad"]
+    write_jsonl(tmp_path / "again.jsonl", [{"instruction": text} for text in texts])
+    pool = read_pool(Run.open(run), str(tmp_path / "again.jsonl"))
+    with closing(Session.open(tmp_path / "s", About(pool="p", fingerprint="f", labels=["war", "love"]))) as session:
+        assert left_to_ask(session, pool) == [0, 1, 3]
+        session.say(4, "label", "ada", label="war")
+        session.say(0, "skip", "ada")
+        assert left_to_ask(session, pool) == [3]
+
+
+def test_a_pool_that_was_asked_is_no_error(
+    run: Path, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("s\n" * 10))
+    main([str(run), "--pool", str(pool), "--out", str(tmp_path / "s"), "--who", "ada", "--batch", "10"])
+    said = capsys.readouterr().out
+    assert "every text of the pool was asked" in said and "0 labels" in said
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from instructrec_jax.files import read_jsonl
+from instructrec_jax.labeling.questions import Questions
 from instructrec_jax.labeling.session import About, Session
 
 ABOUT = About(pool="pool.jsonl", fingerprint="abc", labels=["yes", "no"])
@@ -72,6 +73,22 @@ def test_contradictions_are_kept_apart_and_agreement_is_cohens(tmp_path: Path) -
     assert "text 1: yes, no" in said[0] and "ada and bob agree on 60% of 5 texts" in said[-1]
     with pytest.raises(ValueError, match="ada and eve labeled no text in common"):
         session.agreement("ada", "eve")
+
+
+def test_people_who_disagree_are_asked_again(tmp_path: Path) -> None:
+    session = Session.open(tmp_path, ABOUT)
+    for who, said in (("ada", "yes"), ("bob", "no")):
+        session.say(1, "label", who, label=said)
+        session.say(2, "label", who, label="yes")
+    session.say(3, "label", "eve", label="no")
+    assert session.disagrees("ada") == session.disagrees("bob") == {1} and session.disagrees("eve") == set()
+    texts = [f"text {number}" for number in range(4)]
+    questions = Questions(session, sorted(session.disagrees("ada")), texts, "ada", None, since=len(session.lines))
+    asked = questions.next()
+    assert asked is not None and asked.number == 1
+    questions.answer(asked, "label", "no")
+    assert questions.next() is None and session.disagrees("ada") == set()
+    assert session.taken() == {1: "no", 2: "yes", 3: "no"} and len(session.lines) == 6
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:
