@@ -288,6 +288,22 @@ def test_the_default_network_needs_no_download(tmp_path: Path) -> None:
     assert look(path, tmp_path / "my.yaml", backbone=None).backbone.path == "sentence-transformers/all-MiniLM-L6-v2"
 
 
+@pytest.mark.parametrize(
+    ("count", "backbone", "is_proposed"), [(40, None, True), (600, None, False), (40, "bert", False)]
+)
+def test_few_labels_of_a_sentence_encoder_propose_a_fitted_head(
+    count: int, backbone: str | None, is_proposed: bool, tmp_path: Path, checkpoint: Path
+) -> None:
+    form, draw = FORMS["labels"], random.Random(0)
+    path = write(tmp_path / form.file, [form.row(n, draw) for n in range(count)])
+    chosen = None if backbone is None else str(checkpoint)
+    made = inspect(InspectConfig(files=[str(path)], out=str(tmp_path / "my.yaml"), backbone=chosen))
+    assert ("vector_classification" in made.describe()) == is_proposed
+    if is_proposed:
+        text = made.settings.read_text(encoding="utf-8")
+        assert "vector_classification" in text and load(made.settings).task.name == "classification"
+
+
 def test_splits_follow_seed_and_labels(tmp_path: Path) -> None:
     rows = [{"text": f"film {n}", "label": "rare" if n % 20 == 0 else "usual"} for n in range(200)]
     path = write(tmp_path / "a.csv", rows)

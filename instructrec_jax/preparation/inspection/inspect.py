@@ -21,6 +21,8 @@ from instructrec_jax.preparation.inspection.table import Guess, Setting, Table
 from instructrec_jax.preparation.inspection.writing import configuration
 from instructrec_jax.preparation.own_config import InspectConfig
 
+FEW = 50  # training rows of a label, on average, below which a fitted head is proposed
+
 
 @dataclass(frozen=True)
 class Inspected:
@@ -70,6 +72,8 @@ def inspect(config: InspectConfig) -> Inspected:
     if parts.left_out:
         notes += (f"{parts.left_out:,} rows were left out: their inputs are also in a validation or test file.",)
     found = _with_labels(found, checked.rows, parts)
+    if network.sentences:
+        notes += _few_labels(found, checked.rows, parts)
     all_measured = len(checked.sample) == checked.rows.length
     sizes = {
         **step_settings(parts.counts["train"], found, network),
@@ -192,6 +196,19 @@ def _write_splits(folder: Path, stream: RowStream, usable: np.ndarray, parts: Pa
         for is_usable, (_, row) in zip(usable.tolist(), stream, strict=True):
             if is_usable and (number := next(split)) != LEFT_OUT:
                 writers[number](row)
+
+
+def _few_labels(found: Guess, rows: Rows, parts: Parts) -> tuple[str, ...]:
+    """A proposal for few examples of each label."""
+    if found.type != "classification" or "labels" in found.task:  # the proposal needs a row of each label
+        return ()
+    mean = parts.counts["train"] / len(rows.labels_in(parts.split == SPLITS.index("train")))
+    if mean >= FEW:
+        return ()
+    return (
+        f"a label has {mean:.0f} training rows on average: try task.type: vector_classification, too, which begins "
+        "with a head fitted to the backbone's vectors instead of a random one.",
+    )
 
 
 def _with_labels(found: Guess, rows: Rows, parts: Parts) -> Guess:

@@ -32,6 +32,7 @@ class Network:
     limit: tokens that it reads at most.
     tokenizer: its own, or that of the embedded network.
     exact: whether the tokenizer is its own.
+    sentences: whether it was tuned to give vectors of texts, as sentence-transformers declares them.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Network:
     limit: int
     tokenizer: PreTrainedTokenizerBase
     exact: bool
+    sentences: bool = False
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """The number of tokens of each text, special tokens included."""
@@ -55,8 +57,9 @@ def open_network(name: str | None) -> Network:
     config = read_config(folder)
     tokenizer = open_tokenizer(folder, config)
     if name is None:
-        return Network(DEFAULT_BACKBONE, "encoder", DEFAULT_LIMIT, tokenizer, exact=False)
-    return Network(name, find_family(config.model_type).kind, input_limit(config), tokenizer, exact=True)
+        return Network(DEFAULT_BACKBONE, "encoder", DEFAULT_LIMIT, tokenizer, exact=False, sentences=True)
+    kind, sentences = find_family(config.model_type).kind, (folder / "modules.json").is_file()
+    return Network(name, kind, input_limit(config), tokenizer, exact=True, sentences=sentences)
 
 
 def length_settings(
