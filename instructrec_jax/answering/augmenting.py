@@ -32,7 +32,8 @@ from instructrec_jax.runs.vectors import settings_of
 T = TypeVar("T")
 WINDOW = 256  # examples rewritten together
 SHOWN = 20  # pairs on the page
-UNCHANGED, AGAIN, EMPTY = "not changed", "the same as another copy", "empty"
+UNCHANGED, AGAIN = "not changed", "the same as another copy"
+EMPTY = "no text, as for one that is longer than the network reads"
 LOST = "a number, a name or the target is gone"
 FAR, NEAR, OTHER = "less similar than --similar", "more similar than --similar", "the teacher says something else"
 

@@ -20,11 +20,15 @@ from instructrec_jax.answering.language_model import LanguageModel
 from instructrec_jax.augmentation.augmenter import AugmentConfig, Augmenter, random_numbers
 from instructrec_jax.augmentation.edits import joined
 from instructrec_jax.augmentation.protection import NEGATIONS
+from instructrec_jax.backbones.folder import read_config
+from instructrec_jax.backbones.reading import input_limit
 from instructrec_jax.data.batch import Batch
 from instructrec_jax.data.packing import length_buckets
 from instructrec_jax.evaluation.predictor import make_predict
 from instructrec_jax.inference.generation_config import GenerationConfig
-from instructrec_jax.runs.run import Run, is_run
+from instructrec_jax.runs.model import backbone_folder
+from instructrec_jax.runs.predictions import fields_of, only_column
+from instructrec_jax.runs.run import Run, is_run, run_settings
 from instructrec_jax.runs.vectors import settings_of
 from instructrec_jax.tasks import MaskedLMConfig
 from instructrec_jax.tasks.answers import TextAnswer
@@ -36,6 +40,7 @@ APERTIUM = re.compile(
     r"[a-z]{2,3}(_[A-Za-z]+)?-[a-z]{2,3}(_[A-Za-z]+)?"
 )  # a pair of languages, as apertium -l lists it
 INSTRUCTION = "Say the following text in other words. Answer with the new text only.\n\n"
+LONGEST = 512  # tokens of a text that a folder translates
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
 
@@ -175,15 +180,30 @@ def translator(name: str) -> Callable[[Sequence[str]], list[str]]:
     """Texts -> translations, by a run, a folder, or a pair of languages of Apertium."""
     if APERTIUM.fullmatch(name) and not Path(name).exists():
         return _apertium(name)
-    run = Run.open(name, [] if is_run(name) else ["--task.type", "translation"])
-    if not run.task.writes:
-        raise ValueError(f"--back_translation {name} has the task {run.kind}, which writes no translations.")
+    run = translating_run(name)
+    asker, column = run.asker(many=True), only_column(fields_of(run.config))
 
     def translate(texts: Sequence[str]) -> list[str]:
-        answers = list(run.predict(list(texts)))
+        examples = [asker.example({column: text}, f"text {number}") for number, text in enumerate(texts, 1)]
+        answers, _ = asker.answers(examples, skip=True)  # without those that are too long
         return [answer.text if isinstance(answer, TextAnswer) and answer.text.strip() else "" for answer in answers]
 
     return translate
+
+
+def translating_run(name: str) -> Run:
+    """A run or folder that writes a translation of a text as long as it reads, so that none is cut off.
+
+    Raises ValueError for a run that writes no text.
+    """
+    config = run_settings(name, [] if is_run(name) else ["--task.type", "translation"], default=None)
+    if not config.task.answers_are_text:
+        raise ValueError(f"--back_translation {name} has the task {config.task.name}, which writes no translations.")
+    if not is_run(name):
+        longest = min(LONGEST, input_limit(read_config(backbone_folder(name))))
+        config = replace(config, data=replace(config.data, max_length=longest))
+    most = max(config.task.max_new_tokens, config.data.max_length)  # type: ignore[attr-defined]
+    return Run.open(name, replace(config, task=replace(config.task, max_new_tokens=most)))  # type: ignore[call-arg]
 
 
 def _apertium(pair: str) -> Callable[[Sequence[str]], list[str]]:

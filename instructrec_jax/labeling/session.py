@@ -153,7 +153,7 @@ class Session:
     def disagrees(self, who: str) -> set[int]:
         """The texts that a person has labeled otherwise than somebody else."""
         own = self._standing().get(who, {})
-        return {number for number in self.contradictions() if own.get(number, {}).get("kind") == "label"}
+        return {number for number in self.contradictions() if number in own and own[number]["kind"] == "label"}
 
     def done(self) -> set[int]:
         """The texts that somebody has answered."""

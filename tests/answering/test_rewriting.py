@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from helpers import task_config
+from tiny_runs import untrained_run
 
 from instructrec_jax.answering import rewriting as module
 from instructrec_jax.answering.rewriting import INSTRUCTION, BackTranslator, MaskFiller, Paraphraser, Source, translator
+from instructrec_jax.runs.config import Config
 from instructrec_jax.tasks.answers import LabelAnswer, TextAnswer
 
 
@@ -72,19 +75,34 @@ def test_what_cannot_fill_is_refused(checkpoint: Path, masked: Path) -> None:
 # ---------------------------------------------------------------- there and back
 
 
-def test_there_and_back_by_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def opened(path: str, settings: Any) -> Any:
-        assert settings == ["--task.type", "translation"]
-        return SimpleNamespace(
-            kind="translation",
-            task=SimpleNamespace(writes=path != "classifier"),
-            predict=lambda texts: [TextAnswer(f"{path}({text})") for text in texts],
-        )
+def translating(answer: Callable[[str], Any]) -> SimpleNamespace:
+    """A run that answers texts."""
+    asker = SimpleNamespace(
+        example=lambda record, where: record["instruction"],
+        answers=lambda texts, skip: ([answer(text) for text in texts], []),
+    )
+    return SimpleNamespace(asker=lambda many: asker, config=Config())
 
-    monkeypatch.setattr(module.Run, "open", opened)
+
+def test_there_and_back_by_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "translating_run", lambda name: translating(lambda t: TextAnswer(f"{name}({t})")))
     assert BackTranslator("there", "back")([source("a"), source("b")]) == ["back(there(a))", "back(there(b))"]
-    with pytest.raises(ValueError, match="--back_translation classifier has the task translation, which writes no"):
-        translator("classifier")
+
+
+def test_a_folder_translates_whole_texts_or_none(language_models: dict[str, Path], checkpoint: Path) -> None:
+    run = module.translating_run(str(language_models["bart"]))
+    assert run.config.data.max_length == run.config.task.max_new_tokens == 128  # type: ignore[attr-defined]
+    translate = translator(str(language_models["bart"]))
+    said = translate(["a good film", "a good film " * 50])
+    assert len(said) == 2 and said[1] == ""
+    with pytest.raises(ValueError, match="needs a decoder"):
+        translator(str(checkpoint))
+
+
+def test_a_classifier_translates_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    run = untrained_run(tmp_path / "run", task_config("classification", tmp_path), checkpoint, 32)
+    with pytest.raises(ValueError, match="has the task classification, which writes no translations"):
+        translator(str(run))
 
 
 def test_what_was_not_translated_is_not_translated_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,10 +119,9 @@ def test_what_was_not_translated_is_not_translated_back(monkeypatch: pytest.Monk
 
 
 def test_answers_that_are_no_texts_are_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = [TextAnswer(" "), LabelAnswer("a", {}), TextAnswer("x")]
-    task = SimpleNamespace(writes=True)
-    monkeypatch.setattr(module.Run, "open", lambda *_: SimpleNamespace(task=task, predict=lambda texts: answers))
-    assert translator("run")(["a", "b", "c"]) == ["", "", "x"]
+    answers = {"a": TextAnswer(" "), "b": LabelAnswer("a", {}), "c": TextAnswer("x"), "d": None}
+    monkeypatch.setattr(module, "translating_run", lambda _: translating(lambda text: answers[text]))
+    assert translator("run")(["a", "b", "c", "d"]) == ["", "", "x", ""]
 
 
 @pytest.fixture
