@@ -32,6 +32,7 @@ from instructrec_jax.runs.run import Run, is_run, run_settings
 from instructrec_jax.runs.vectors import settings_of
 from instructrec_jax.tasks import MaskedLMConfig
 from instructrec_jax.tasks.answers import TextAnswer
+from instructrec_jax.tasks.generation.writing_config import WritingConfig
 from instructrec_jax.tasks.texts import tokenize
 from instructrec_jax.training.state import Tree
 
@@ -197,13 +198,14 @@ def translating_run(name: str) -> Run:
     Raises ValueError for a run that writes no text.
     """
     config = run_settings(name, [] if is_run(name) else ["--task.type", "translation"], default=None)
-    if not config.task.answers_are_text:
-        raise ValueError(f"--back_translation {name} has the task {config.task.name}, which writes no translations.")
+    task, data = config.task, config.data
+    if not task.answers_are_text:
+        raise ValueError(f"--back_translation {name} has the task {task.name}, which writes no translations.")
     if not is_run(name):
-        longest = min(LONGEST, input_limit(read_config(backbone_folder(name))))
-        config = replace(config, data=replace(config.data, max_length=longest))
-    most = max(config.task.max_new_tokens, config.data.max_length)  # type: ignore[attr-defined]
-    return Run.open(name, replace(config, task=replace(config.task, max_new_tokens=most)))  # type: ignore[call-arg]
+        data = replace(data, max_length=min(LONGEST, input_limit(read_config(backbone_folder(name)))))
+    if isinstance(task, WritingConfig):
+        task = replace(task, max_new_tokens=max(task.max_new_tokens, data.max_length))
+    return Run.open(name, replace(config, task=task, data=data))
 
 
 def _apertium(pair: str) -> Callable[[Sequence[str]], list[str]]:
