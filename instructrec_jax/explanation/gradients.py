@@ -193,7 +193,7 @@ class Gradients:
         tokens = batch.texts.tokens
         is_word = np.zeros(tokens.shape, bool)
         for place in rows.places[row]:
-            is_word[:, place.tokens] = asked[place.number].words.owner >= 0
+            is_word[:, place.tokens] = asked[place.number].words.is_word
         base = np.where(is_word, self.token, tokens)
         nodes, lengths = np.polynomial.legendre.leggauss(steps)  # on [−1, 1]
         ends = np.zeros(self.rows)

@@ -119,3 +119,21 @@ def test_an_item_of_the_history_is_scored_by_leaving_it_out(networks: Any, tmp_p
     gone = run.task.encode([run.task.unanswered(replace(example, history=example.history[1:]))])[0]
     whole, left = explainer.values([(asked.objective, asked.encoded), (asked.objective, gone)])
     assert found.history[0][1] == pytest.approx(whole - left, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["retrieval", pytest.param("sequence", marks=SLOW)])
+def test_the_item_is_the_one_that_the_run_answers_with(name: str, networks: Any, tmp_path: Path) -> None:
+    """No item of the history, which the run hides, and of candidates, where they are given."""
+    run = Run.open(run_of(name, networks, tmp_path))
+    plain = replace(examples_of(name)[3], output=None, history=("item-0",))
+    (best,) = run.predict([plain], k=1)
+    seen = replace(plain, history=("item-0", best.items[0].id))
+    others = tuple(item for item in run.task.catalogue.ids if item not in seen.history)[-3:]
+    asked = [seen, replace(seen, candidates=others)]
+    said = [answer.items[0].title for answer in run.predict(asked, k=1)]
+    found = Explainer(run, ("occlusion",)).explain(asked)
+    assert [each.target for each in found] == said and best.items[0].title not in said
+
+    hidden = replace(plain, candidates=("item-0",))
+    with pytest.raises(BadExample, match="recommends no item here"):
+        Explainer(run, ("occlusion",)).explain([hidden])
