@@ -18,7 +18,7 @@ from instructrec_jax.explanation.patches import Patch, grid_of, vision_of
 from instructrec_jax.explanation.rollout import Rollout, no_rollout
 from instructrec_jax.explanation.rows import Asked
 from instructrec_jax.explanation.words import no_words, read_words, without
-from instructrec_jax.runs.predictions import ANYWHERE, Asker, Record, fields_of, rows_of
+from instructrec_jax.runs.predictions import ANYWHERE, Asker, Record, fields_of, rows_of, where_of
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.base import Encoded
 from instructrec_jax.tasks.objective import Choice, NothingToExplain, Objective
@@ -149,20 +149,22 @@ class Explainer:
         records: Iterable[Record],
         choice: Choice = Choice(),  # noqa: B008
         folders: Sequence[PictureFolder] | None = None,
+        wheres: Sequence[str] | None = None,
     ) -> list[Explanation]:
         """The explanations of texts or records: by text, objective and method.
 
         Args:
           folders: where the pictures of each record lie; None: records may name any file.
+          wheres: where each record stands, for errors; None: its number.
 
-        Raises BadExample for a text that cannot be explained, with its number.
+        Raises BadExample for a text that cannot be explained, with its place.
         """
         rows = rows_of(list(records), fields_of(self.run.config))
         found: list[Explanation] = []
         for first in range(0, len(rows), WINDOW):
             asked: list[Asked] = []
             for number, row in enumerate(rows[first : first + WINDOW], first):
-                where = f"record {number}"
+                where = where_of(number, wheres)
                 folder = ANYWHERE if folders is None else folders[number]
                 example = self.asker.example(row, where, folder=folder)
                 try:
