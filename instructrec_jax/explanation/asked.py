@@ -3,16 +3,37 @@
 import argparse
 from dataclasses import dataclass
 
-from instructrec_jax.explanation.counterfactual import Counterfactuals
+from instructrec_jax.explanation.counterfactual import BUDGET, Counterfactuals
 from instructrec_jax.explanation.explain import Explainer, methods_of
 from instructrec_jax.explanation.faithfulness import faithfulness
 from instructrec_jax.explanation.files import Asking
+from instructrec_jax.explanation.gradients import MOST
 from instructrec_jax.explanation.page import page_of
 from instructrec_jax.explanation.shown import shown, shown_faithfulness
 from instructrec_jax.explanation.shown_answers import shown_behind, shown_counterfactual
-from instructrec_jax.explanation.training_examples import TrainingExamples
+from instructrec_jax.explanation.training_examples import BATCH, DIMENSION, TrainingExamples
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.objective import Choice
+
+# Option -> its default, and the kinds of question that read it; "" are scores of words.
+_OF: dict[str, tuple[object, tuple[str, ...]]] = {
+    "method": (["integrated"], ("",)),
+    "baseline": (None, ("", "faithful")),
+    "max_steps": (MOST, ("", "faithful")),
+    "limit": (100, ("faithful",)),
+    "budget": (BUDGET, ("counterfactual",)),
+    "thesaurus": (None, ("counterfactual",)),
+    "similarity": ("cosine", ("examples",)),
+    "projection": (DIMENSION, ("examples",)),
+    "batch": (BATCH, ("examples",)),
+}
+_FOR = {
+    ("",): "for scores of words, and --faithful tests every method",
+    ("", "faithful"): "for scores of words",
+    ("faithful",): "for --faithful",
+    ("counterfactual",): "for --counterfactual",
+    ("examples",): "for --examples",
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +65,10 @@ def check_asked(options: argparse.Namespace) -> None:
         raise ValueError("--counterfactual looks for another answer than the run's: name it by --to, not --target.")
     if (options.against is not None or options.word is not None) and (counterfactual or examples):
         raise ValueError("--against and --word are for scores of words: leave them out here.")
+    what = "counterfactual" if counterfactual else "examples" if examples else "faithful" if options.faithful else ""
+    for name, (default, belongs) in _OF.items():
+        if getattr(options, name) != default and what not in belongs:
+            raise ValueError(f"--{name} is {_FOR[belongs]}: leave it out here.")
     endings = (".jsonl",) if options.faithful or counterfactual or examples else (".jsonl", ".html")
     if options.out is not None and options.out.suffix not in endings:
         raise ValueError(f"--out {options.out} should end in {' or '.join(endings)}.")

@@ -145,7 +145,7 @@ class Gradients:
         if run.members:
             raise ValueError(f"{run.path} is an ensemble, whose members have their own gradients: name a member.")
         if why := no_gradients(run):
-            raise ValueError(f"{why}: only occlusion can explain it.")
+            raise ValueError(f"{why}: only occlusion can explain it (--method occlusion).")
         if most < FIRST or most & (most - 1):
             raise ValueError(f"--max_steps is {most}, but should be a power of two from {FIRST} on.")
         self.run, self.most = run, most

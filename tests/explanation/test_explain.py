@@ -78,6 +78,7 @@ def test_the_verb_writes_what_it_shows(
 ) -> None:
     run = run_of("classification", networks, tmp_path, data__truncate="right", data__max_length=8)
     write_jsonl(tmp_path / "in.jsonl", [{"instruction": "a good film about war"}, {"instruction": "a dull book"}])
+    write_jsonl(tmp_path / "bad.jsonl", [{"instruction": "a good film"}, {"instruction": 3}])
     out = tmp_path / "out.jsonl"
     verb.main([str(run), "--input", str(tmp_path / "in.jsonl"), "--out", str(out), "--method", "occlusion"])
     first, second = read_jsonl(out)
@@ -93,6 +94,12 @@ def test_the_verb_writes_what_it_shows(
         ([str(run), "a film", "--max_steps", "9"], "a power of two"),
         ([str(run), "a film", "--out", str(tmp_path / "out.txt")], "end in .jsonl or .html"),
         ([str(run), "--image", str(tmp_path / "none.png")], "none.png cannot be read"),
+        ([str(run), "--faithful", "--method", "occlusion"], "--method is for scores of words, and --faithful tests"),
+        ([str(run), "a film", "--limit", "5"], "--limit is for --faithful: leave it out here"),
+        ([str(run), "a film", "--budget", "5"], "--budget is for --counterfactual"),
+        ([str(run), "a film", "--counterfactual", "--projection", "64"], "--projection is for --examples"),
+        ([str(run), "a film", "--examples", "2", "--baseline", "pad"], "--baseline is for scores of words"),
+        ([str(run), "--input", str(tmp_path / "bad.jsonl")], "bad.jsonl, line 2, field 'instruction': wrong type"),
         ([str(run), "--faithful"], "at least two examples in data.validation"),
     ]:
         with pytest.raises(ValueError, match=error):
