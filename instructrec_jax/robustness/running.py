@@ -149,8 +149,9 @@ class Examiner:
         value = values.get("value", [])
         named = [*(value if isinstance(value, list) else [value]), *(each.fields.get("output") for each in test.given)]
         named += [values["item"]] if values.get("item", TOP) != TOP else []
-        if unknown := [name for name in named if name is not None and name not in task.catalogue.index]:
-            raise NotForThisRun(f"the catalog has no item {unknown[0]!r}: name items by their ids.")
+        known = task.catalogue.index
+        if unknown := [name for name in named if name is not None and not (isinstance(name, str) and name in known)]:
+            raise NotForThisRun(f"the catalog has no item {unknown[0]!r:.60}: name items by their ids, as texts.")
 
 
 def _with_candidates(example: Example, ids: Sequence[str], seed: int) -> Example:

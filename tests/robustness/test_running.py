@@ -185,6 +185,7 @@ RANK = "{name: a, kind: directional, perturb: {case: {to: upper}}, expect: {rank
         ("retrieval", RANK, "the catalog has no item 'item-99'"),
         ("retrieval", "{name: a, kind: minimum, examples: [x], expect: {not: film}}", "the catalog has no item 'film'"),
         ("retrieval", "{name: a, kind: minimum, examples: [{text: x, output: film}]}", "the catalog has no item"),
+        ("retrieval", "{name: a, kind: minimum, examples: [x], expect: {not: [{x: 1}]}}", "no item .* as texts"),
         ("regression", "{name: a, kind: minimum, examples: [x], expect: {not: many}}", "'many' is no number"),
     ],
 )
