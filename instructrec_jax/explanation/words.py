@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
 import numpy as np
-from scipy.sparse import csr_array
+import scipy
 
 from instructrec_jax.answering.evidence import without_word, word_places
 from instructrec_jax.data.batch import Text
@@ -33,7 +33,7 @@ class Words:
     """
 
     words: tuple[str, ...]
-    shares: csr_array
+    shares: "scipy.sparse.csr_array"
     unread: tuple[str, ...]
 
     @property
@@ -73,13 +73,13 @@ def read_words(text: Text, readings: Sequence[Reading], tokenizer: PreTrainedTok
     shares = [(n, read[word], count / own.total()) for n, own in enumerate(found) for word, count in own.items()]
     tokens, words, values = zip(*shares, strict=True)
     unread = tuple(name for word, name in names.items() if word not in read)
-    matrix = csr_array((values, (tokens, words)), shape=(len(found), len(read)))
+    matrix = scipy.sparse.csr_array((values, (tokens, words)), shape=(len(found), len(read)))
     return Words(tuple(names[word] for word in read), matrix, unread)
 
 
 def no_words(tokens: int) -> Words:
     """Of a text that is explained by other parts than words."""
-    return Words((), csr_array((tokens, 0)), ())
+    return Words((), scipy.sparse.csr_array((tokens, 0)), ())
 
 
 def without(example: Example, words: Collection[str]) -> Example:
