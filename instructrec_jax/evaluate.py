@@ -36,7 +36,7 @@ from instructrec_jax.extras import require
 from instructrec_jax.files import write_json
 from instructrec_jax.labeling.shots import measured, plan_of
 from instructrec_jax.labeling.shots_table import written
-from instructrec_jax.robustness.checking import checked
+from instructrec_jax.robustness.checking import check_suite, checked
 from instructrec_jax.runs.bucket import send
 from instructrec_jax.runs.run import Run, is_run
 from instructrec_jax.train import train
@@ -60,7 +60,9 @@ def main(args: list[str]) -> None:
         run_harness(model, out, options.lm_eval, folder=options.lm_eval_tasks, limit=options.limit)
         send(path)
         return
-    beside = beside_of(options, several)  # first, because a file of wordings may be wrong
+    beside = beside_of(options, several)  # first, because a file of wordings may be wrong, and so may a suite
+    if options.robust:
+        check_suite(options.robust, options.robust_limit)
     run = open_ensemble(options, out, rest) if several else Run.open(path, rest, step=options.step)
     kept = calibrate(run, options.calibrate) if options.calibrate and not several else None
     # first, so that what it lacks is said before a long evaluation

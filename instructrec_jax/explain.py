@@ -32,8 +32,8 @@ def main(args: list[str]) -> None:
     out = new_file(options.out)
     require_finished(options.path, options.step)
     run = Run.open(options.path, rest, step=options.step)
-    records, folders = records_of(options, run)
-    found = explained(run, records, folders, options)
+    asking = records_of(options, run)
+    found = explained(run, asking, options)
     if out is None or options.faithful:
         print("\n\n".join(found.texts))
     if out is None:
@@ -43,7 +43,7 @@ def main(args: list[str]) -> None:
     else:
         write_jsonl(out, found.records)
     if not options.faithful:
-        print(f"{len(found.records):,} explanations of {len(records):,} texts. written: {out}", file=sys.stderr)
+        print(f"{len(found.records):,} explanations of {len(asking.records):,} texts. written: {out}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -327,8 +327,12 @@ def science_question(row: Mapping[str, Any], where: str, part: str) -> list[Exam
     question = value(row, "question", where)
     listed = value(row if isinstance(question, str) else question, "choices", where)
     if isinstance(listed, Mapping):
-        listed = [{"text": text, "label": label} for text, label in zip(listed["text"], listed["label"], strict=True)]
-    texts = {value(choice, "label", where): words(choice, "text", where) for choice in listed}
+        names, said = (value(listed, column, where) for column in ("label", "text"))
+        same = isinstance(names, list) and isinstance(said, list) and len(names) == len(said)
+        listed = [{"text": text, "label": name} for text, name in zip(said, names, strict=True)] if same else None
+    if not isinstance(listed, list):
+        raise ValueError(f"{where}: 'choices' should be a list of texts with labels, or as many texts as labels.")
+    texts = {words(choice, "label", where): words(choice, "text", where) for choice in listed}
     right = texts[one_of(value(row, "answerKey", where), list(texts), where)]
     stem = question if isinstance(question, str) else words(question, "stem", where)
     name = str(value(row, "id", where))
@@ -365,12 +369,12 @@ def clear(source: Path, seed: int) -> Splits:
         said = value(named, "bt easiness", where)
         try:
             ease = float(said)
-        except ValueError:
+        except (ValueError, TypeError):
             ease = math.nan
         if not math.isfinite(ease):
             raise ValueError(f"{where}: the ease is {said!r}, expected a number.")
         text = words(named, "excerpt", where)
-        author = (named.get("author") or "").strip()
+        author = str(named.get("author") or "").strip()
         examples.append(
             Example(
                 instruction=text,
@@ -381,7 +385,7 @@ def clear(source: Path, seed: int) -> Splits:
             )
         )
         groups.append(author or number)
-        official.append((named.get("kaggle split") or "").strip().lower())
+        official.append(str(named.get("kaggle split") or "").strip().lower())
     if not set(official) >= {"train", "test"}:
         return dealt(examples, groups, (0.1, 0.2), seed)
     splits: Splits = {"train": [], "validation": [], "test": []}

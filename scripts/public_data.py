@@ -89,9 +89,12 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         try:
-            rows += [json.loads(line)] if line.strip() else []
+            row = json.loads(line) if line.strip() else None
         except json.JSONDecodeError as error:
             raise ValueError(f"{path.name}, line {number}: {error}") from None
+        if not isinstance(row, dict | None):
+            raise ValueError(f"{path.name}, line {number}: expected an object, found {type(row).__name__}.")
+        rows += [] if row is None else [row]
     return rows
 
 

@@ -172,6 +172,23 @@ def change(name: str, file: str, old: str, new: str) -> Callable[[Path], Path]:
             "Dev.jsonl, line 1: unknown label 'Z'",
         ),
         (
+            "arc",
+            change("arc", "ARC-Easy-Dev*", '"choices": [', '"choices": {"text": ["a"]}, "others": ['),
+            "Dev.jsonl, line 1 has no 'label'; it has text",
+        ),
+        (
+            "arc",
+            change("arc", "ARC-Easy-Dev*", '"choices": [', '"choices": {"text": ["a"], "label": ["A", "B"]}, "x": ['),
+            "Dev.jsonl, line 1: 'choices' should be a list of texts with labels",
+        ),
+        (
+            "arc",
+            change("arc", "ARC-Easy-Dev*", '"choices": [', '"choices": 3, "others": ['),
+            "Dev.jsonl, line 1: 'choices' should be a list",
+        ),
+        ("arc", change("arc", "ARC-Easy-Dev*", '"label": "A"', '"label": ["A"]'), "line 1: 'label' is .'A'., expected"),
+        ("arc", change("arc", "ARC-Easy-Dev*", "{", "3\n{"), "Dev.jsonl, line 1: expected an object, found int"),
+        (
             "onestop",
             change("onestop", "*-int.txt", "The old book 0.\n\nIt is long.\n", ""),
             "Int-Txt/WNL Book 0-int.txt is empty",

@@ -24,6 +24,7 @@ from instructrec_jax import assist, evaluate, predict, watch
 from instructrec_jax.answering.classifier import Classifier
 from instructrec_jax.answering.desk import Desk
 from instructrec_jax.answering.ensembles import How, make_ensemble, open_ensemble
+from instructrec_jax.answering.model_card import model_card
 from instructrec_jax.answering.uncertainty_report import calibrate, read_texts
 from instructrec_jax.data.example import Example
 from instructrec_jax.data.source_config import SourceConfig
@@ -254,6 +255,18 @@ def test_coverage_is_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> 
         found["covered"]
     )
     assert "Prediction sets (lac)" in capsys.readouterr().err and "Prediction sets" in (run / "report.html").read_text()
+
+
+def test_a_calibration_stays_in_the_report_when_more_is_measured(run: Path) -> None:
+    evaluate.main([str(run), "--calibrate", "--no_baselines"])
+    fitted = content(run / "uncertainty.json")
+    evaluate.main([str(run), "--coverage", "0.8", "--no_baselines"])
+    both = content(run / "uncertainty.json")
+    assert both["calibration"] == fitted["calibration"] and both["tables"][0] == fitted["tables"][0]
+    assert [each["title"] for each in both["tables"]] == ["Calibration (temperature)", "Prediction sets (lac)"]
+    assert "Calibration (temperature)" in model_card(run)
+    evaluate.main([str(run), "--coverage", "0.8", "--no_baselines", "--evaluation.calibration", "false"])
+    assert "calibration" not in content(run / "uncertainty.json")
 
 
 def test_a_coverage_that_cannot_be_is_named(run: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ SHOWN = 3  # parts shown in a line
 NEGLIGIBLE = 0.05  # smaller contributions, relative to the largest, are not shown
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-# One CJK character, a word, or an emoji.
+_EMOJI = "\u2600-\u27bf\U0001f000-\U0001faff"
+# One CJK character, a word, a flag, or an emoji, which may be several ones joined.
 _WORD = re.compile(
     f"[{_CJK}]|(?:(?![{_CJK}])[^\\W_])+(?:['\u2019-](?:(?![{_CJK}])[^\\W_])+)*"
-    "|[\u2600-\u27bf\U0001f000-\U0001faff][\ufe0f\u200d\U0001f3fb-\U0001f3ff]*"
+    f"|[\U0001f1e6-\U0001f1ff]{{2}}|[{_EMOJI}](?:[\ufe0f\U0001f3fb-\U0001f3ff]|\u200d[{_EMOJI}]?)*"
 )
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.distributed.launch import once, say
 from instructrec_jax.evaluation.doubts import DoubtTable, Uncertainty, format_doubts
 from instructrec_jax.evaluation.report import write_report
-from instructrec_jax.files import write_json
+from instructrec_jax.files import read_json, write_json
 from instructrec_jax.metrics.abstention import selective_metrics
 from instructrec_jax.metrics.calibration import Way
 from instructrec_jax.metrics.classification import guesses
@@ -228,13 +228,15 @@ def report_uncertainty(run: Run, out: Path, options: Namespace, kept: KeptCalibr
     Returns the folder of the report: the run directory, or `out` of a HuggingFace folder.
 
     Args:
-      kept: the calibration that was fitted now, if one was.
+      kept: the calibration that was fitted now, if one was. One in use is written, too.
     """
     asked = options.coverage is not None or options.out_of_domain or run.config.abstain.score is not None
     folder = run.path if run.trained else out
     if kept is None and not asked:
         return folder
     found: Uncertainty = {"split": options.split, "tables": []}
+    if kept is None and run.calibration is not None:  # fitted before, and what is measured now is measured with it
+        kept = read_json(run.path / FILE, KeptCalibration)
     if kept is not None:
         found["calibration"] = dict(kept)
         found["tables"].append(_calibration_table(kept))

@@ -1,20 +1,39 @@
 """What `explain` was asked for: scores of words, counterfactuals, training examples, or how faithful scores are."""
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from instructrec_jax.data.media.picture_references import PictureFolder
-from instructrec_jax.explanation.counterfactual import Counterfactuals
+from instructrec_jax.explanation.counterfactual import BUDGET, Counterfactuals
 from instructrec_jax.explanation.explain import Explainer, methods_of
 from instructrec_jax.explanation.faithfulness import faithfulness
+from instructrec_jax.explanation.files import Asking
+from instructrec_jax.explanation.gradients import MOST
 from instructrec_jax.explanation.page import page_of
 from instructrec_jax.explanation.shown import shown, shown_faithfulness
 from instructrec_jax.explanation.shown_answers import shown_behind, shown_counterfactual
-from instructrec_jax.explanation.training_examples import TrainingExamples
-from instructrec_jax.runs.predictions import Record
+from instructrec_jax.explanation.training_examples import BATCH, DIMENSION, TrainingExamples
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.objective import Choice
+
+# Option -> its default, and the kinds of question that read it; "" are scores of words.
+_OF: dict[str, tuple[object, tuple[str, ...]]] = {
+    "method": (["integrated"], ("",)),
+    "baseline": (None, ("", "faithful")),
+    "max_steps": (MOST, ("", "faithful")),
+    "limit": (100, ("faithful",)),
+    "budget": (BUDGET, ("counterfactual",)),
+    "thesaurus": (None, ("counterfactual",)),
+    "similarity": ("cosine", ("examples",)),
+    "projection": (DIMENSION, ("examples",)),
+    "batch": (BATCH, ("examples",)),
+}
+_FOR = {
+    ("",): "for scores of words, and --faithful tests every method",
+    ("", "faithful"): "for scores of words",
+    ("faithful",): "for --faithful",
+    ("counterfactual",): "for --counterfactual",
+    ("examples",): "for --examples",
+}
 
 
 @dataclass(frozen=True)
@@ -46,28 +65,26 @@ def check_asked(options: argparse.Namespace) -> None:
         raise ValueError("--counterfactual looks for another answer than the run's: name it by --to, not --target.")
     if (options.against is not None or options.word is not None) and (counterfactual or examples):
         raise ValueError("--against and --word are for scores of words: leave them out here.")
+    what = "counterfactual" if counterfactual else "examples" if examples else "faithful" if options.faithful else ""
+    for name, (default, belongs) in _OF.items():
+        if getattr(options, name) != default and what not in belongs:
+            raise ValueError(f"--{name} is {_FOR[belongs]}: leave it out here.")
     endings = (".jsonl",) if options.faithful or counterfactual or examples else (".jsonl", ".html")
     if options.out is not None and options.out.suffix not in endings:
         raise ValueError(f"--out {options.out} should end in {' or '.join(endings)}.")
 
 
-def explained(
-    run: Run, records: Sequence[Record], folders: Sequence[PictureFolder] | None, options: argparse.Namespace
-) -> Found:
-    """The explanations that are asked for.
-
-    Args:
-      folders: where the pictures of each record lie; None: records may name any file.
-    """
+def explained(run: Run, asking: Asking, options: argparse.Namespace) -> Found:
+    """The explanations that are asked for."""
     if (options.counterfactual or options.examples is not None) and run.task.context.pixels is not None:
         raise ValueError("--counterfactual and --examples are for runs that read texts, but this one reads pictures.")
     if options.counterfactual:
         search = Counterfactuals(run, options.to, options.budget, str(options.thesaurus or ""))
-        changes = search.explain(records)
+        changes = search.explain(asking.records, asking.wheres)
         return Found([each.to_record() for each in changes], list(map(shown_counterfactual, changes)))
     if options.examples is not None:
         behind = TrainingExamples(run, options.similarity, options.projection, options.batch)
-        every = behind.explain(records, options.examples, options.target)
+        every = behind.explain(asking.records, options.examples, options.target, asking.wheres)
         return Found([each.to_record() for each in every], list(map(shown_behind, every)))
     choice = Choice(options.target, options.against, options.word)
     methods = methods_of(run) if options.faithful else tuple(dict.fromkeys(options.method))
@@ -75,7 +92,7 @@ def explained(
     if options.faithful:
         measured = faithfulness(explainer, choice, options.limit)
         return Found([row.to_record() for row in measured.rows], [shown_faithfulness(measured)])
-    explanations = explainer.explain(records, choice, folders)
+    explanations = explainer.explain(asking.records, choice, asking.folders, asking.wheres)
     page = ""
     if options.out is not None and options.out.suffix == ".html":
         page = page_of(explanations, explainer.reader)

@@ -19,7 +19,7 @@ from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.data.prompts import render
 from instructrec_jax.explanation.changes import REPLACEMENTS, Change, changed, single_changes
 from instructrec_jax.explanation.firmness import Outcome, Written, firmness, outcome
-from instructrec_jax.runs.predictions import Record, fields_of, rows_of
+from instructrec_jax.runs.predictions import Record, fields_of, rows_of, where_of
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.kinds import as_ranking
 from instructrec_jax.tasks.objective import Choice
@@ -163,11 +163,15 @@ class Counterfactuals:
         self.ranking = as_ranking(run.task)
         self.asker = run.asker(1 if self.ranking is None else min(TOP, len(self.ranking.catalogue)))
 
-    def explain(self, records: Iterable[Record]) -> list[Counterfactual]:
-        """One for each record, in order. Raises BadExample for a record that cannot be answered, with its number."""
+    def explain(self, records: Iterable[Record], wheres: Sequence[str] | None = None) -> list[Counterfactual]:
+        """One for each record, in order. Raises BadExample for a record that cannot be answered, with its place.
+
+        Args:
+          wheres: as in `Explainer.explain`.
+        """
         found = []
         for number, row in enumerate(rows_of(list(records), fields_of(self.run.config))):
-            where = f"record {number}"
+            where = where_of(number, wheres)
             example = self.asker.example(row, where)
             try:
                 found.append(self.of_example(example))

@@ -17,8 +17,8 @@ from instructrec_jax.explanation.gradients import MOST, TOLERANCE, Attributed, B
 from instructrec_jax.explanation.patches import Patch, grid_of, vision_of
 from instructrec_jax.explanation.rollout import Rollout, no_rollout
 from instructrec_jax.explanation.rows import Asked
-from instructrec_jax.explanation.words import Words, read_words, without
-from instructrec_jax.runs.predictions import ANYWHERE, Asker, Record, fields_of, rows_of
+from instructrec_jax.explanation.words import no_words, read_words, without
+from instructrec_jax.runs.predictions import ANYWHERE, Asker, Record, fields_of, rows_of, where_of
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.base import Encoded
 from instructrec_jax.tasks.objective import Choice, NothingToExplain, Objective
@@ -149,20 +149,22 @@ class Explainer:
         records: Iterable[Record],
         choice: Choice = Choice(),  # noqa: B008
         folders: Sequence[PictureFolder] | None = None,
+        wheres: Sequence[str] | None = None,
     ) -> list[Explanation]:
         """The explanations of texts or records: by text, objective and method.
 
         Args:
           folders: where the pictures of each record lie; None: records may name any file.
+          wheres: where each record stands, for errors; None: its number.
 
-        Raises BadExample for a text that cannot be explained, with its number.
+        Raises BadExample for a text that cannot be explained, with its place.
         """
         rows = rows_of(list(records), fields_of(self.run.config))
         found: list[Explanation] = []
         for first in range(0, len(rows), WINDOW):
             asked: list[Asked] = []
             for number, row in enumerate(rows[first : first + WINDOW], first):
-                where = f"record {number}"
+                where = where_of(number, wheres)
                 folder = ANYWHERE if folders is None else folders[number]
                 example = self.asker.example(row, where, folder=folder)
                 try:
@@ -203,9 +205,9 @@ class Explainer:
             said = words_of(" ".join(reading.string[a:b] for reading in readings for a, b in reading.spans))
             if not said and not items and grid is None:
                 raise NothingToExplain("the text has no word, and there is no history: there is nothing to explain.")
-            return Asked(objective, encoded, Words(tuple(said), np.zeros(0, np.int32), ()), grid, items)
+            return Asked(objective, encoded, replace(no_words(0), words=tuple(said)), grid, items)
         text, tokenizer = objective.text(encoded).text, self.run.task.context.tokenizer
-        grid, words = grid_of(self.vision, text), Words((), np.full(len(text.tokens), -1, np.int32), ())
+        grid, words = grid_of(self.vision, text), no_words(len(text.tokens))
         try:
             if tokenizer is not None:
                 words = read_words(text, readings, tokenizer)
@@ -304,10 +306,8 @@ def parts_of(asked: Asked) -> list[Part]:
 
 
 def _summed(method: Method, asked: Asked, found: Attributed) -> Explanation:
-    """The sums of the tokens of each word, and the patches."""
-    owner = asked.words.owner
-    tokens = np.bincount(np.maximum(owner, 0), np.where(owner >= 0, found.tokens, 0), len(asked.words.words))
-    scores = np.concatenate([tokens[: len(asked.words.words)], found.patches.ravel()])
+    """The sums of the tokens of each word (of its shares of them), and the patches."""
+    scores = np.concatenate([found.tokens @ asked.words.shares, found.patches.ravel()])
     return _explanation(method, asked, found.value, scores)
 
 

@@ -145,7 +145,7 @@ class Gradients:
         if run.members:
             raise ValueError(f"{run.path} is an ensemble, whose members have their own gradients: name a member.")
         if why := no_gradients(run):
-            raise ValueError(f"{why}: only occlusion can explain it.")
+            raise ValueError(f"{why}: only occlusion can explain it (--method occlusion).")
         if most < FIRST or most & (most - 1):
             raise ValueError(f"--max_steps is {most}, but should be a power of two from {FIRST} on.")
         self.run, self.most = run, most
@@ -193,7 +193,7 @@ class Gradients:
         tokens = batch.texts.tokens
         is_word = np.zeros(tokens.shape, bool)
         for place in rows.places[row]:
-            is_word[:, place.tokens] = asked[place.number].words.owner >= 0
+            is_word[:, place.tokens] = asked[place.number].words.is_word
         base = np.where(is_word, self.token, tokens)
         nodes, lengths = np.polynomial.legendre.leggauss(steps)  # on [−1, 1]
         ends = np.zeros(self.rows)

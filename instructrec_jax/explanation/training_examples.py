@@ -22,7 +22,7 @@ from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.explanation.example_gradients import ExampleGradients, check_gradients
 from instructrec_jax.explanation.kept_gradients import KeptGradients, summed
 from instructrec_jax.explanation.projection import check_dimension
-from instructrec_jax.runs.predictions import Record, fields_of, rows_of
+from instructrec_jax.runs.predictions import Record, fields_of, rows_of, where_of
 from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.answers import (
     Answer,
@@ -111,18 +111,25 @@ class TrainingExamples:
         self.run, self.similarity, self.dimension, self.batch = run, similarity, dimension, batch
         self.asker = run.asker(1)
 
-    def explain(self, records: Iterable[Record], count: int, target: str | None = None) -> list[Behind]:
+    def explain(
+        self,
+        records: Iterable[Record],
+        count: int,
+        target: str | None = None,
+        wheres: Sequence[str] | None = None,
+    ) -> list[Behind]:
         """The `count` examples behind the answer to each record.
 
         Args:
           target: a label, candidate, item id or text in place of the answers.
+          wheres: as in `Explainer.explain`.
 
-        Raises BadExample for a record that cannot be answered, with its number.
+        Raises BadExample for a record that cannot be answered, with its place.
         """
         if count < 1:
             raise ValueError(f"--examples is {count}, but should be at least 1.")
         rows = rows_of(list(records), fields_of(self.run.config))
-        asked = [self.asker.example(row, f"record {number}") for number, row in enumerate(rows)]
+        asked = [self.asker.example(row, where_of(number, wheres)) for number, row in enumerate(rows)]
         queries = self.queries(asked, [target] * len(asked))
         scores = self.scores(queries)
         picked = [_picked(own, count) for own in scores]
@@ -169,8 +176,8 @@ class TrainingExamples:
         norms = np.linalg.norm(asked, axis=1, keepdims=True)
         if (norms == 0).any():
             raise ValueError(
-                f"the loss of record {int(np.argmin(norms))} has no gradient at step {step}, so no example is behind "
-                "it: the run is sure of the answer. Name another --target."
+                f"{queries[int(np.argmin(norms))][0].example.where}: the loss has no gradient at step {step}, so no "
+                "example is behind it: the run is sure of the answer. Name another --target."
             )
         if self.similarity == "cosine":
             asked /= norms

@@ -4,11 +4,13 @@ A word is one of `answering.evidence`: all its occurrences, whatever their case.
 `recommend` does.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
 import numpy as np
+import scipy
 
 from instructrec_jax.answering.evidence import without_word, word_places
 from instructrec_jax.data.batch import Text
@@ -25,17 +27,23 @@ class Words:
 
     Attributes:
       words: distinct, in order, as first written.
-      owner: int32 [tokens], the number of each token's word; −1: a token of no word, such as a special token.
+      shares: float64 [tokens, words], how much of each token is of a word: a token may be several Chinese characters,
+        each of which is a word. A row of zeros: a token of no word, such as a special token.
       unread: words of the text that were cut off.
     """
 
     words: tuple[str, ...]
-    owner: np.ndarray
+    shares: "scipy.sparse.csr_array"
     unread: tuple[str, ...]
+
+    @property
+    def is_word(self) -> np.ndarray:
+        """bool [tokens]: whether a token is of some word."""
+        return np.diff(self.shares.indptr) > 0
 
 
 def read_words(text: Text, readings: Sequence[Reading], tokenizer: PreTrainedTokenizerBase) -> Words:
-    """The words of the strings that a text was tokenized from; a token belongs to the word of most of its characters.
+    """The words of the strings that a text was tokenized from; words share a token by their characters in it.
 
     The strings are tokenized again, and these tokens found in the text's: so it does not matter what a task puts
     around and between them, or cuts off.
@@ -44,7 +52,7 @@ def read_words(text: Text, readings: Sequence[Reading], tokenizer: PreTrainedTok
     """
     check_fast(tokenizer)
     ids: list[int] = []
-    words_of_ids: list[str] = []
+    words_of_ids: list[Counter[str]] = []
     names: dict[str, str] = {}
     for reading in readings:
         encoding = tokenizer(reading.string, add_special_tokens=False, truncation=False, verbose=False).encodings[0]
@@ -54,22 +62,24 @@ def read_words(text: Text, readings: Sequence[Reading], tokenizer: PreTrainedTok
                 names.setdefault(word.casefold(), word)
                 of_character[start + first : start + last] = [word.casefold()] * (last - first)
         ids += encoding.ids
-        words_of_ids += [_most(of_character[first:last]) for first, last in encoding.offsets]
-    found = [""] * len(text.tokens)
+        words_of_ids += [Counter(filter(None, of_character[first:last])) for first, last in encoding.offsets]
+    found = [Counter[str]()] * len(text.tokens)
     for block in SequenceMatcher(None, ids, text.tokens.tolist(), autojunk=False).get_matching_blocks():
         found[block.b : block.b + block.size] = words_of_ids[block.a : block.a + block.size]
-    read = [word for word in names if word in set(found)]
+    there = set().union(*found)
+    read = {word: number for number, word in enumerate(word for word in names if word in there)}
     if not read:
         raise NothingToExplain("the text has no word, so there is nothing to explain.")
-    number = {word: place for place, word in enumerate(read)}
-    owner = np.array([number.get(word, -1) for word in found], np.int32)
-    unread = tuple(name for word, name in names.items() if word not in number)
-    return Words(tuple(names[word] for word in read), owner, unread)
+    shares = [(n, read[word], count / own.total()) for n, own in enumerate(found) for word, count in own.items()]
+    tokens, words, values = zip(*shares, strict=True)
+    unread = tuple(name for word, name in names.items() if word not in read)
+    matrix = scipy.sparse.csr_array((values, (tokens, words)), shape=(len(found), len(read)))
+    return Words(tuple(names[word] for word in read), matrix, unread)
 
 
-def _most(words: Sequence[str]) -> str:
-    """The word of most characters; "" for characters of no word."""
-    return max((word for word in dict.fromkeys(words) if word), key=words.count, default="")
+def no_words(tokens: int) -> Words:
+    """Of a text that is explained by other parts than words."""
+    return Words((), scipy.sparse.csr_array((tokens, 0)), ())
 
 
 def without(example: Example, words: Collection[str]) -> Example:

@@ -20,6 +20,14 @@ from instructrec_jax.runs.run import Run
 DEFAULT, CHECKLIST = "default", "checklist:"
 
 
+def check_suite(suite: str, limit: float | None) -> None:
+    """Raises ValueError for a suite that cannot be read, before a long evaluation. Arguments as those of `checked`."""
+    if limit is not None and not 0 <= limit <= 1:
+        raise ValueError(f"--robust_limit is a share from 0 to 1, but is {limit:g}.")
+    if suite not in (DEFAULT, BIAS) and not suite.startswith(CHECKLIST):
+        read_suite(Path(suite), "en")
+
+
 def checked(run: Run, suite: str, split: Split, out: Path, folder: Path, limit: float | None) -> list[str]:
     """Tests a run, prints the table, and writes robustness.json and report.html into `folder`.
 
@@ -30,8 +38,7 @@ def checked(run: Run, suite: str, split: Split, out: Path, folder: Path, limit: 
 
     Returns a line for each test above its limit.
     """
-    if limit is not None and not 0 <= limit <= 1:
-        raise ValueError(f"--robust_limit is a share from 0 to 1, but is {limit:g}.")
+    check_suite(suite, limit)
     found = behavior(run, suite, split, out, limit)
     if isinstance(found, Path):
         say(f"\nwritten: {found}, for `suite.run_from_file` of CheckList, which counts the failures", sys.stdout)

@@ -9,6 +9,7 @@ Three forms, told apart by the files of a folder:
 For the released texts, the run's answers are written in the form that CheckList's `suite.run_from_file` reads.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from instructrec_jax.answering.records import read_records
 from instructrec_jax.data.example import BadExample, Example
 from instructrec_jax.evaluation.behavior import Behavior, BehaviorResult, FailedCase, LeftOut
 from instructrec_jax.files import write_text
-from instructrec_jax.parsing import text_lines
+from instructrec_jax.parsing import json_value, text_lines
 from instructrec_jax.robustness.expectations import (
     Criterion,
     Expectation,
@@ -28,7 +29,7 @@ from instructrec_jax.robustness.expectations import (
 )
 from instructrec_jax.robustness.running import SHOWN, Examiner, counted, failed_case, placed
 from instructrec_jax.robustness.suite import Given
-from instructrec_jax.tasks.answers import Answer, LabelAnswer, SpanAnswer, TextAnswer
+from instructrec_jax.tasks.answers import Answer, LabelAnswer, NumberAnswer, SpanAnswer, TextAnswer
 
 TYPES = {"MFT": "minimum", "INV": "invariance", "DIR": "directional"}
 SENTIMENT = ("negative", "neutral", "positive")  # CheckList's numbers 0, 1, 2
@@ -99,6 +100,9 @@ def _exported(examiner: Examiner, path: Path, limit: float | None) -> Behavior:
             results.append(_judged(name, list(cases.values()), limit))
         except NotForThisRun as error:
             left_out.append({"name": name, "why": str(error)})
+    if not any(result["cases"] for result in results):
+        said = "".join(f" {each['name']}: {each['why']}" for each in left_out[:3])
+        raise ValueError(f"no test of {path} has a case that the run can read.{said}")
     return {
         "suite": f"checklist:{path}",
         "language": examiner.language,
@@ -117,11 +121,23 @@ def _row(record: Mapping[str, object], base: Example, where: str) -> Row:
         raise BadExample(
             "test_name", "missing column", f"a row has {needed}, but this one is {dict(record)!r:.120}", where
         )
-    label, expect = record.get("label"), record.get("expect")
-    labels = tuple(label) if isinstance(label, list) else () if label in (None, "") else (label,)
+    label, expect = (_of_cell(record.get(key)) for key in ("label", "expect"))
+    labels = tuple(label) if isinstance(label, list) else () if label is None else (label,)
     if expect is not None and not isinstance(expect, Mapping):
         raise BadExample("expect", "wrong type", f"expected an object, found {expect!r:.60}.", where)
     return Row(name, str(kind), str(case), _example(record, base, where), labels, expect)
+
+
+def _of_cell(value: object) -> object:
+    """A value of a row; of a CSV file the number, list or object that the text of its cell is, and None for none."""
+    if not isinstance(value, str):
+        return value
+    if not re.match(r"[-\d\[{]", value):
+        return value or None
+    try:
+        return json_value(value)
+    except ValueError:
+        return value
 
 
 def _example(record: Mapping[str, object], base: Example, where: str) -> Example:
@@ -182,8 +198,10 @@ def _minimum(case: Sequence[tuple[Row, Answer]]) -> tuple[list[FailedCase], str]
     return wrong, "the label"
 
 
-def _named(label: object, answer: Answer) -> str:
-    """A label's name. CheckList's suites number them: 0, 1, 2 of the sentiment suite are `SENTIMENT`."""
+def _named(label: object, answer: Answer) -> object:
+    """A label's name, or a number. CheckList's suites number labels: 0, 1, 2 of the sentiment suite are `SENTIMENT`."""
+    if isinstance(answer, NumberAnswer):
+        return label
     if isinstance(answer, LabelAnswer) and isinstance(label, int) and str(label) not in answer.probabilities:
         if set(answer.probabilities) == {*SENTIMENT} and 0 <= label < len(SENTIMENT):
             return SENTIMENT[label]

@@ -155,7 +155,7 @@ def kind_of(answer: Answer) -> AnswerKind | None:
 
 
 def criterion(expect: Expectation, answer: Answer, spread: float) -> Criterion:
-    """The criterion for answers like this one.
+    """The criterion for answers like this one: of its kind, and one of the same names.
 
     Args:
       spread: standard deviation of the run's numbers on unchanged examples.
@@ -255,6 +255,9 @@ def _wanted(expect: Expectation, answer: Answer, kind: AnswerKind, spread: float
     if expect.how == "own":
         return Criterion("the expected answer", lambda before, after, own: is_answer(after, own, spread))
     value = expect.values["value"]
+    listed = cast(list[object], value) if expect.how in ("one_of", "not") else [value]
+    if kind == "number" and (wrong := [each for each in listed if not _is_real(each)]):
+        raise NotForThisRun(f"its answers are numbers, and the expected {wrong[0]!r} is no number.")
     if expect.how == "contains":
         if kind not in ("span", "text"):
             raise NotForThisRun(f"expect.contains is for answers that are texts, not of the kind {kind}.")
@@ -262,7 +265,6 @@ def _wanted(expect: Expectation, answer: Answer, kind: AnswerKind, spread: float
     if expect.how == "output":
         _check_known(value if kind == "labels" and isinstance(value, list) else [value], answer)
         return Criterion(f"answer {value}", lambda before, after, own: is_answer(after, value, spread))
-    listed = cast(list[object], value)
     _check_known(listed, answer)
     said = " or ".join(map(str, listed))
     if expect.how == "one_of":
@@ -272,17 +274,24 @@ def _wanted(expect: Expectation, answer: Answer, kind: AnswerKind, spread: float
     )
 
 
-def check_outputs(outputs: Sequence[Output], answer: Answer) -> None:
-    """Raises NotForThisRun for expected labels that the run has not got."""
+def check_outputs(outputs: Sequence[object], answer: Answer) -> None:
+    """Raises NotForThisRun for expected labels or candidates that there are not."""
     for output in outputs:
         _check_known(output if isinstance(output, tuple) else [output], answer)
 
 
+def names_of(answer: Answer) -> tuple[str, ...]:
+    """The labels or candidates that an answer is one of; () of other answers."""
+    if isinstance(answer, ChoiceAnswer):
+        return tuple(answer.candidates)
+    return tuple(answer.probabilities) if isinstance(answer, LabelAnswer | LabelsAnswer) else ()
+
+
 def _check_known(names: Sequence[object], answer: Answer) -> None:
-    if isinstance(answer, LabelAnswer | LabelsAnswer):
-        if unknown := [name for name in names if name not in answer.probabilities]:
-            listed = ", ".join(answer.probabilities)
-            raise NotForThisRun(f"the run has no label {unknown[0]!r}: it has {listed}.")
+    known = names_of(answer)
+    if known and (unknown := [name for name in names if name not in known]):
+        what = "an example has no candidate" if isinstance(answer, ChoiceAnswer) else "the run has no label"
+        raise NotForThisRun(f"{what} {unknown[0]!r}: it has {', '.join(known[:20])}{', ...' * (len(known) > 20)}.")
 
 
 def is_answer(answer: Answer, wanted: object, spread: float) -> bool:

@@ -21,7 +21,15 @@ from instructrec_jax.data.fingerprints import digest_of_example
 from instructrec_jax.data.prompts import render
 from instructrec_jax.distributed.heartbeat import heartbeat
 from instructrec_jax.evaluation.behavior import Behavior, BehaviorResult, FailedCase, LeftOut
-from instructrec_jax.robustness.expectations import Criterion, NotForThisRun, check_outputs, criterion, kind_of
+from instructrec_jax.robustness.expectations import (
+    TOP,
+    Criterion,
+    NotForThisRun,
+    check_outputs,
+    criterion,
+    kind_of,
+    names_of,
+)
 from instructrec_jax.robustness.lists import language_of
 from instructrec_jax.robustness.perturbations import World
 from instructrec_jax.robustness.shown import shown_answer, shown_pair
@@ -125,12 +133,25 @@ class Examiner:
         if not own:
             listed = ", ".join(sorted({example.task for example in self.originals}))
             raise NotForThisRun(f"no example has the task {test.task!r}: they have {listed}.")
+        self._check_items(test)
         if test.perturb is None:
             return [placed(self.originals[own[0]], given) for given in test.given], 0
         world = self.world(language)
         made = [(n, test.perturb(self.originals[n], world, str(seed), test.name)) for n in own]
         found = [Case(example, n) for n, example in made if example is not None]
         return found, len(own) - len(found)
+
+    def _check_items(self, test: BehaviorTest) -> None:
+        """Raises NotForThisRun for an item that the test names, but that the catalog does not have."""
+        task, values = as_ranking(self.run.task), test.expect.values
+        if task is None or test.expect.how not in ("rank", "output", "one_of", "not", "own"):
+            return
+        value = values.get("value", [])
+        named = [*(value if isinstance(value, list) else [value]), *(each.fields.get("output") for each in test.given)]
+        named += [values["item"]] if values.get("item", TOP) != TOP else []
+        known = task.catalogue.index
+        if unknown := [name for name in named if name is not None and not (isinstance(name, str) and name in known)]:
+            raise NotForThisRun(f"the catalog has no item {unknown[0]!r:.60}: name items by their ids, as texts.")
 
 
 def _with_candidates(example: Example, ids: Sequence[str], seed: int) -> Example:
@@ -165,21 +186,20 @@ class Asked:
     why: Sequence[str]
 
     def judged(self, limit: float | None) -> BehaviorResult:
-        """The result. Raises NotForThisRun for a test whose labels or answers the run has not got."""
+        """The result. Raises NotForThisRun for a test whose labels or answers the run has not got, or whose own texts
+        it cannot read."""
         test = self.test
         pairs = []
         for case, after, why in zip(self.cases, self.after, self.why, strict=True):
             before = None if case.number is None else self.before[case.number]
             if after is None and case.number is None:
-                raise ValueError(
-                    f"test {test.name!r}: the run cannot read {shown_pair(None, case.example)[1]!r}: {why}"
-                )
+                raise NotForThisRun(f"the run cannot read {shown_pair(None, case.example)[1]!r}: {why}")
             if after is not None and (case.number is None or before is not None):
                 pairs.append((case, before, after))
-        wanted: dict[str, Criterion] = {}
+        wanted: dict[tuple[object, ...], Criterion] = {}
         failed = []
         for case, before, after in pairs:
-            kind = str(kind_of(after))
+            kind = kind_of(after), *names_of(after)  # subtasks have other labels, and examples other candidates
             if kind not in wanted:
                 wanted[kind] = criterion(test.expect, after, self._spread())
             if test.expect.how == "own":

@@ -127,6 +127,11 @@ def rows_of(records: Sequence[Record], own: FieldsConfig) -> list[Mapping[str, o
     return [{column: record} if isinstance(record, str) else record for record in records]
 
 
+def where_of(number: int, wheres: Sequence[str] | None) -> str:
+    """Where a record stands, for errors: its place in a file, or its number; see `explanation.files`."""
+    return f"record {number}" if wheres is None else wheres[number]
+
+
 @dataclass(frozen=True)
 class Asker:
     """Answers rows with a run's task.

@@ -23,7 +23,11 @@ CANNOT = {
     "image_tokenization": "predicts nothing|cannot explain",
     **dict.fromkeys(("span", "extractive_summarization"), "cannot explain the task"),
     **dict.fromkeys(("position_translation", "position_translation, ctc"), "cannot explain the task"),
-    **{name: "cannot explain the task" for name in CASES if name.startswith(("text_to_image", "preference"))},
+    **{
+        name: "cannot explain the task"
+        for name in CASES
+        if name.startswith(("text_to_image", "preference", "generative"))
+    },
     "multitask": "cannot explain the task",
 }
 QUICK = ("classification, vit", "contrastive", "language_model, llava", "span")

@@ -78,6 +78,7 @@ def test_the_verb_writes_what_it_shows(
 ) -> None:
     run = run_of("classification", networks, tmp_path, data__truncate="right", data__max_length=8)
     write_jsonl(tmp_path / "in.jsonl", [{"instruction": "a good film about war"}, {"instruction": "a dull book"}])
+    write_jsonl(tmp_path / "bad.jsonl", [{"instruction": "a good film"}, {"instruction": 3}])
     out = tmp_path / "out.jsonl"
     verb.main([str(run), "--input", str(tmp_path / "in.jsonl"), "--out", str(out), "--method", "occlusion"])
     first, second = read_jsonl(out)
@@ -93,6 +94,12 @@ def test_the_verb_writes_what_it_shows(
         ([str(run), "a film", "--max_steps", "9"], "a power of two"),
         ([str(run), "a film", "--out", str(tmp_path / "out.txt")], "end in .jsonl or .html"),
         ([str(run), "--image", str(tmp_path / "none.png")], "none.png cannot be read"),
+        ([str(run), "--faithful", "--method", "occlusion"], "--method is for scores of words, and --faithful tests"),
+        ([str(run), "a film", "--limit", "5"], "--limit is for --faithful: leave it out here"),
+        ([str(run), "a film", "--budget", "5"], "--budget is for --counterfactual"),
+        ([str(run), "a film", "--counterfactual", "--projection", "64"], "--projection is for --examples"),
+        ([str(run), "a film", "--examples", "2", "--baseline", "pad"], "--baseline is for scores of words"),
+        ([str(run), "--input", str(tmp_path / "bad.jsonl")], "bad.jsonl, line 2, field 'instruction': wrong type"),
         ([str(run), "--faithful"], "at least two examples in data.validation"),
     ]:
         with pytest.raises(ValueError, match=error):
@@ -119,3 +126,21 @@ def test_an_item_of_the_history_is_scored_by_leaving_it_out(networks: Any, tmp_p
     gone = run.task.encode([run.task.unanswered(replace(example, history=example.history[1:]))])[0]
     whole, left = explainer.values([(asked.objective, asked.encoded), (asked.objective, gone)])
     assert found.history[0][1] == pytest.approx(whole - left, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["retrieval", pytest.param("sequence", marks=SLOW)])
+def test_the_item_is_the_one_that_the_run_answers_with(name: str, networks: Any, tmp_path: Path) -> None:
+    """No item of the history, which the run hides, and of candidates, where they are given."""
+    run = Run.open(run_of(name, networks, tmp_path))
+    plain = replace(examples_of(name)[3], output=None, history=("item-0",))
+    (best,) = run.predict([plain], k=1)
+    seen = replace(plain, history=("item-0", best.items[0].id))
+    others = tuple(item for item in run.task.catalogue.ids if item not in seen.history)[-3:]
+    asked = [seen, replace(seen, candidates=others)]
+    said = [answer.items[0].title for answer in run.predict(asked, k=1)]
+    found = Explainer(run, ("occlusion",)).explain(asked)
+    assert [each.target for each in found] == said and best.items[0].title not in said
+
+    hidden = replace(plain, candidates=("item-0",))
+    with pytest.raises(BadExample, match="recommends no item here"):
+        Explainer(run, ("occlusion",)).explain([hidden])

@@ -61,10 +61,10 @@ def test_equal_to_autograd(name: str, lora: bool, checkpoint: Path, tmp_path: Pa
 
         x = table[torch.tensor(encoded.text.tokens.astype(np.int64))]
         mask = table[run.task.context.tokenizer.mask_token_id] if kind == "mask" else torch.zeros(x.shape[1])
-        base = torch.where(torch.tensor(words.owner >= 0)[:, None], mask.double(), x)
+        base = torch.where(torch.tensor(words.is_word)[:, None], mask.double(), x)
         (ours,) = explainer.gradients.integrated([asked])
         np.testing.assert_allclose(ours.tokens, integrated(function, x, base, ours.steps), atol=TOLERANCE)
-        assert ours.error <= 0.01 and ours.tokens[words.owner < 0].tolist() == [0, 0]  # [CLS] and [SEP] stay
+        assert ours.error <= 0.01 and ours.tokens[~words.is_word].tolist() == [0, 0]  # [CLS] and [SEP] stay
     leaf = x[None].clone().requires_grad_()
     (slope,) = torch.autograd.grad(function(leaf).sum(), leaf)
     (gradient,) = explainer.gradients.gradient_times_input([asked])
@@ -94,7 +94,7 @@ def test_the_mean_word_as_baseline_equals_autograd(finished: Config, tmp_path: P
             return network(inputs_embeds=vectors).logits @ weights
 
         x = table[torch.tensor(each.encoded.text.tokens.astype(np.int64))]
-        base = torch.where(torch.tensor(each.words.owner >= 0)[:, None], mean, x)
+        base = torch.where(torch.tensor(each.words.is_word)[:, None], mean, x)
         np.testing.assert_allclose(ours.tokens, integrated(function, x, base, ours.steps), atol=TOLERANCE)
         assert ours.error <= 0.01 and ours.baseline == pytest.approx(function(base[None]).item(), abs=TOLERANCE)
         assert by_gradient[number].tokens.tolist() == plain[number].tokens.tolist()  # it has no baseline

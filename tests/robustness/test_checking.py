@@ -86,7 +86,8 @@ def test_checklists_forms_and_wrong_suites(run_dir: Path, tmp_path: Path, capsys
     assert checked(run, f"checklist:{tmp_path}", "test", tmp_path, run_dir, 0.0) == []
     assert read_json(run_dir / "robustness.json", Behavior)["tests"][0]["cases"] == 1
     with pytest.raises(ValueError, match="nothing.yaml cannot be read"):
-        behavior(run, "nothing.yaml", "test", tmp_path)
+        evaluate.main([str(run_dir), "--robust", "nothing.yaml"])
+    assert not (run_dir / "evaluation").exists()  # said before a long evaluation
     with pytest.raises(ValueError, match="--robust_limit is a share from 0 to 1, but is 20"):
         checked(run, "default", "test", tmp_path, run_dir, 20.0)
 

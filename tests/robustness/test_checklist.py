@@ -96,6 +96,21 @@ def test_csv_and_pairs_are_read(tmp_path: Path) -> None:
     assert [(e.instruction, e.input) for e in examiner.asked] == [("a", "b"), ("c", "d")]
 
 
+def test_cells_of_csv_are_numbers_and_objects(tmp_path: Path) -> None:
+    expect = '{""probability"": {""label"": ""positive"", ""change"": ""up""}}'
+    rows = ["words,MFT,0,good,2,", "words,MFT,1,bad,0,", "words,MFT,2,bad,negative,", "same,INV,0,good,,"]
+    rows += [f'praise,DIR,0,{text},,"{expect}"' for text in ("bad", "good")]
+    (tmp_path / "tests.csv").write_text("\n".join(["test_name,type,test_case,text,label,expect", *rows]))
+    found = ran(Sentiment(), tmp_path, tmp_path)
+    assert [(test["name"], test["failures"]) for test in found["tests"]] == [("words", 0), ("same", 0), ("praise", 0)]
+    assert found["left_out"] == []
+
+    unnamed = [row("a", "MFT", 0, "bad", label=7), row("b", "DIR", 0, "bad")]
+    write_jsonl(tmp_path / "tests.jsonl", unnamed)
+    with pytest.raises(ValueError, match="no test of .* has a case .* a: its label 7 is a number.* b: it is direc"):
+        ran(Sentiment(), tmp_path, tmp_path)
+
+
 def test_released_texts_are_predicted_in_checklists_form(tmp_path: Path) -> None:
     (tmp_path / "tests_n500").write_text("a good film\r\na bad film\n我的电影\n", encoding="utf-8")
     path = ran(Sentiment(), tmp_path, tmp_path)

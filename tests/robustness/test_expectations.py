@@ -138,7 +138,6 @@ def test_certain_answers() -> None:
     assert holds({"output": ["a", "b"]}, labels("b", "a")) and not holds({"output": "a"}, labels("a", "b"))
     assert holds({"contains": "Paris"}, TextAnswer("in paris, France")) and not holds({"contains": "x"}, span("y"))
     assert holds({"output": 3}, NumberAnswer(3.5)) and not holds({"output": 3}, NumberAnswer(3.6))
-    assert not holds({"output": "three"}, NumberAnswer(3.0))
     assert holds({}, tags("a/X b/O"), ("X", "O")) and not holds({}, tags("a/X"), ("O",))
     assert holds({}, items("abc"), "c") and not holds({}, items("abc"), "d")
     assert holds({}, choice("a"), "a") and holds({}, span("The film."), "film")
@@ -153,6 +152,8 @@ def test_certain_answers() -> None:
             "no label 'x': it has good",
         ),
         (Expectation("output", {"value": "x"}), labels("a"), "no label 'x'"),
+        (Expectation("not", {"value": ["x"]}), choice("a", a=0.5), "no candidate 'x'"),
+        (Expectation("output", {"value": "three"}), NumberAnswer(3.0), "'three' is no number"),
         (
             Expectation("number", {"change": "up", "by": 0}),
             label("good"),

@@ -1,6 +1,7 @@
 """The default suite on tiny runs of every family: unchanged = evaluated, counts add up, and intervals are Wilson's."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from instructrec_jax.files import write_jsonl
 from instructrec_jax.inference.generation_config import GenerationConfig
 from instructrec_jax.parsing import parse_yaml
 from instructrec_jax.robustness.checking import default_suite
-from instructrec_jax.robustness.running import SHOWN, Examiner, behavior_of, interval
-from instructrec_jax.robustness.suite import Suite, read_suite_of
+from instructrec_jax.robustness.expectations import NotForThisRun, read_expectation
+from instructrec_jax.robustness.perturbations import Perturbation
+from instructrec_jax.robustness.running import SHOWN, Asked, Case, Examiner, behavior_of, interval
+from instructrec_jax.robustness.suite import BehaviorTest, Suite, read_suite_of
 from instructrec_jax.runs.run import Run
-from instructrec_jax.tasks.answers import NumberAnswer
+from instructrec_jax.tasks.answers import LabelAnswer, NumberAnswer
 
 __all__ = ["networks"]  # a fixture
 FAST = ("classification", "regression", "token_classification", "span", "sequence", "multitask")
@@ -162,12 +165,46 @@ def test_what_cannot_be_tested_is_named(examiner: Examiner, networks: Any, tmp_p
         Examiner(examiner.run, "validation", 5, 0)
     strict = Examiner(Run.open(examiner.run.path), "test", 5, 0)  # longer texts are errors
     long = suite_of(f"- {{name: a, kind: minimum, examples: [{'word ' * 99}], expect: {{not: war}}}}")
-    with pytest.raises(ValueError, match="test 'a': the run cannot read 'word word .*max_length"):
+    with pytest.raises(ValueError, match="test 'a' is not for this run: the run cannot read 'word word .*max_length"):
         behavior_of(strict, long)
+    either = [replace(long.tests[0], optional=True), *suite_of("- {name: b, kind: invariance, perturb: typos}").tests]
+    assert "max_length" in behavior_of(strict, replace(long, tests=tuple(either)))["left_out"][0]["why"]
     longer = f"- {{name: b, kind: invariance, perturb: {{distractor: {{sentences: [{'word ' * 99}]}}}}}}"
     whole = "- {name: c, kind: invariance, perturb: {case: {to: upper}}}"
     unread = behavior_of(strict, suite_of(f"{longer}\n{whole}"))["tests"]
     assert [each["unread"] for each in unread] == [5, 0] and unread[0]["rate"] is None
+
+
+RANK = "{name: a, kind: directional, perturb: {case: {to: upper}}, expect: {rank: {item: item-99, change: not_up}}}"
+
+
+@pytest.mark.parametrize(
+    ("name", "test", "said"),
+    [
+        ("similarity", "{name: a, kind: minimum, examples: [x], expect: {not: posi}}", "has no candidate 'posi'"),
+        ("retrieval", RANK, "the catalog has no item 'item-99'"),
+        ("retrieval", "{name: a, kind: minimum, examples: [x], expect: {not: film}}", "the catalog has no item 'film'"),
+        ("retrieval", "{name: a, kind: minimum, examples: [{text: x, output: film}]}", "the catalog has no item"),
+        ("retrieval", "{name: a, kind: minimum, examples: [x], expect: {not: [{x: 1}]}}", "no item .* as texts"),
+        ("regression", "{name: a, kind: minimum, examples: [x], expect: {not: many}}", "'many' is no number"),
+    ],
+)
+def test_a_name_that_no_answer_has_is_no_success(
+    name: str, test: str, said: str, networks: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=f"'a' is not for this run: .*{said}"):
+        behavior_of(Examiner(opened(name, networks, tmp_path), "test", 5, 0), suite_of(f"- {test}"))
+
+
+def test_the_labels_of_every_subtask_are_looked_at() -> None:
+    """Those of the first answer alone let a label that others have not got never rise."""
+    expect = {"probability": {"label": "love", "change": "not_up"}}
+    test = BehaviorTest("a", "directional", read_expectation("directional", expect, False), Perturbation("case"))
+    answers = [LabelAnswer("love", {"love": 1.0, "war": 0.0}), LabelAnswer("good", {"good": 1.0, "bad": 0.0})]
+    originals = examples_of("classification")[:2]
+    cases = [Case(example, number) for number, example in enumerate(originals)]
+    with pytest.raises(NotForThisRun, match="no label 'love': it has good, bad"):
+        Asked(test, cases, 0, originals, answers, answers, ["", ""]).judged(None)
 
 
 def test_popularity_is_that_of_the_training_data(networks: Any, tmp_path: Path) -> None:

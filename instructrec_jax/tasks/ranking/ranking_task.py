@@ -41,7 +41,7 @@ from instructrec_jax.ranking.tuned_baselines import TUNED, tuned_fits
 from instructrec_jax.tasks.answers import CaseRecord, ItemsAnswer, RankedItem, Shown
 from instructrec_jax.tasks.averaging import Judged, OutputKind
 from instructrec_jax.tasks.base import Encoded, Task, TaskContext, examples_of
-from instructrec_jax.tasks.objective import Choice, Objective, contrast, refuse_word
+from instructrec_jax.tasks.objective import Choice, NothingToExplain, Objective, contrast, refuse_word
 from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_config import RankingConfig
 from instructrec_jax.tasks.ranking.reasons import asked_for, reason
@@ -166,6 +166,13 @@ class RankingTask(Task):
 
         named = Choice(id_of(choice.target), id_of(choice.against))
         return contrast(named, self.catalogue.ids, predicted() if choice.target is None else 0, "item")
+
+    def recommended(self, predict: Predict, encoded: Encoded[Target]) -> int:
+        """The number of the item that the run answers with. Raises NothingToExplain where there is none."""
+        (answer,) = self.answers(predict, [encoded], 1)
+        if not answer.items:
+            raise NothingToExplain("the run recommends no item here, because all are in the history: name a --target.")
+        return self.catalogue.index[answer.items[0].id]
 
     def objective(self, items: tuple[int, int | None], weights: np.ndarray, unit: str) -> Objective:
         """An objective of one rendered text for `explained_items`."""

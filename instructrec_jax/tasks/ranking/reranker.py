@@ -275,11 +275,9 @@ class RerankerTask(RerankingTask):
             raise ValueError("a cross-encoder reads one item at a time: leave out --against, and explain both items.")
 
         def best() -> int:
-            listed = encoded.example.candidates
-            if not listed and not self.retrieves:
+            if not encoded.example.candidates and not self.retrieves:
                 raise ValueError("the run ranks given candidates only: name the item to explain with --target.")
-            chosen = self.catalogue.numbers(listed) if listed else np.arange(len(self.catalogue))
-            return int(chosen[self.score_candidates(predict, [encoded], chosen[None])[0].argmax()])
+            return self.recommended(predict, encoded)
 
         item, _ = items = self.explained_items(choice, best)
 

@@ -294,11 +294,7 @@ class RetrievalTask(RankingTask):
     def objectives(self, predict: Predict, encoded: Encoded[Target], choice: Choice) -> list[Objective]:
         """The score of an item (by default the best), less that of another; the items' vectors are constants."""
         vectors = self.item_vectors(predict)
-
-        def best() -> int:
-            return int((vectors @ self.query_vectors(predict, [encoded])[0]).argmax())
-
-        target, against = items = self.explained_items(choice, best)
+        target, against = items = self.explained_items(choice, lambda: self.recommended(predict, encoded))
         weights = vectors[target] if against is None else vectors[target] - vectors[against]
         return [self.objective(items, weights, "score")]
 

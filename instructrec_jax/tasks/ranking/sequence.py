@@ -421,11 +421,7 @@ class SequenceTask(RankingTask):
     def objectives(self, predict: Predict, encoded: Encoded[SequenceTarget], choice: Choice) -> list[Objective]:
         """The score of an item (by default the best), less that of another, by the items of the history."""
         vectors = self.item_vectors(predict)
-
-        def best() -> int:
-            return int((vectors @ self.query_vectors(predict, [encoded])[0]).argmax())
-
-        target, against = items = self.explained_items(choice, best)
+        target, against = items = self.explained_items(choice, lambda: self.recommended(predict, encoded))
         weights = vectors[target] if against is None else vectors[target] - vectors[against]
         found = replace(self.objective(items, weights, "score"), outputs=self.query_vectors, items=self._read_history)
         return [found if self.config.text else replace(found, readings=lambda _: ())]
