@@ -110,7 +110,8 @@ def measured(run: Path, options: argparse.Namespace) -> dict[str, float]:
         TOKENS: answers["token accuracy"],
     }
     if chosen := [each for each in questions if each.candidates]:
-        chooser = Run.open(run, ["--task.type", "choice", "--data.truncate", "left"])
+        # without the training data, whose documents would be taken for the labels
+        chooser = Run.open(run, ["--task.type", "choice", "--data.truncate", "left", "--data.train", "[]"])
         found[CHOICES] = chooser.evaluate(chosen).metrics["accuracy"]
     return {name: float(value) for name, value in found.items() if value is not None}
 

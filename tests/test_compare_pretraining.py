@@ -49,14 +49,14 @@ def test_the_likeliest_of_candidates_is_a_choice(tmp_path: Path, monkeypatch: py
         {"instruction": "?", "output": "a"},
     ]
     write_jsonl(tmp_path / "qa.jsonl", rows)
-    asked: list[tuple[list[str], int]] = []
+    asked: list[tuple[str, int]] = []
 
     class Opened:
         def __init__(self, settings: list[str]) -> None:
             self.settings = settings
 
         def evaluate(self, examples: list[Any]) -> Namespace:
-            asked.append((self.settings[:2], len(examples)))
+            asked.append((" ".join(self.settings), len(examples)))
             return Namespace(metrics={"loss": 2.0, "token accuracy": 0.5, "accuracy": 1.0})
 
     monkeypatch.setattr(script.Run, "open", lambda _, settings=(): Opened(list(settings)))
@@ -64,7 +64,9 @@ def test_the_likeliest_of_candidates_is_a_choice(tmp_path: Path, monkeypatch: py
         held_out=tmp_path / "held.jsonl", questions=tmp_path / "qa.jsonl", text_field="source", most=None
     )
     assert script.measured(tmp_path, options) == {script.RAW: 2, script.LOSS: 2, script.TOKENS: 0.5, script.CHOICES: 1}
-    assert sorted(asked) == [([], 2), (["--task.train_on", "completions"], 2), (["--task.type", "choice"], 1)]
+    raw, answers, choices = sorted(asked)
+    assert raw == ("", 2) and answers == ("--task.train_on completions --data.truncate left", 2)
+    assert choices == ("--task.type choice --data.truncate left --data.train []", 1), "documents are no labels"
     assert script.text_of(["One.", "Two."]) == "One. Two."
     assert len(script.some(options.questions, 1)) == 1
 

@@ -122,7 +122,7 @@ def options_of(example: Example, name: str, config: OptionsConfig) -> Options:
             )
         )
     if said not in names:
-        listed = ", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else "")
+        listed = ", ".join(f"{each!r:.60}" for each in names[:10]) + (", ..." if len(names) > 10 else "")
         raise ValueError(f"{name}: its answer {said!r} is not one of its candidates: {listed}.")
     return Options(
         names,
