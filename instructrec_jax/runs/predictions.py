@@ -128,7 +128,7 @@ def rows_of(records: Sequence[Record], own: FieldsConfig) -> list[Mapping[str, o
 
 
 def where_of(number: int, wheres: Sequence[str] | None) -> str:
-    """Where a record stands, for errors: its place in a file, or its number; see `explanation.files`."""
+    """Where a record stands, for errors: `wheres` has its place in a file; None: its number."""
     return f"record {number}" if wheres is None else wheres[number]
 
 
