@@ -73,9 +73,9 @@ def main(args: list[str] | None = None) -> None:
 
 
 def trained(arm: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
-    """Trains a run, unless it is there, and measures it."""
+    """Trains a run, or resumes it, and measures it."""
     run = options.out / f"{arm}-{seed}"
-    if not (run / "summary.json").exists():
+    if not (run / "report.html").exists():  # written at the end
         settings: dict[str, object] = {
             "run_dir": run,
             "seed": seed,

@@ -17,6 +17,7 @@ from instructrec_jax.answering.recommender import Recommender
 from instructrec_jax.answering.requests import Request
 from instructrec_jax.files import read_json, read_jsonl
 from instructrec_jax.ranking import fusion
+from instructrec_jax.ranking.fusion import GRID
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.run import Run
@@ -176,7 +177,7 @@ def test_what_is_not_retrieved_stays_behind(
     weight: float, rankers: tuple[Config, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dual, sequence = rankers
-    monkeypatch.setattr(fusion, "tune_weight", lambda *_, **__: weight)
+    monkeypatch.setattr(fusion, "best_place", lambda _: GRID.index(weight))
     evaluate.main(
         [dual.run_dir, "--out", str(tmp_path), "--no_baselines", "--rerank", sequence.run_dir, "--retrieve", "3"]
     )

@@ -19,14 +19,16 @@ from instructrec_jax.metrics.bootstrap import bootstrap_interval
 from instructrec_jax.ranking.catalogue import Catalogue
 from instructrec_jax.ranking.fusion import (
     BLOCK,
+    GRID,
     Fusion,
+    best_place,
     hybrid,
     mask,
     moments,
-    ndcg_at,
     rerank_best,
     retrieve,
     tune_fusion,
+    weight_gains,
 )
 from instructrec_jax.ranking.index import ItemIndex, products
 from instructrec_jax.remote import is_url
@@ -337,37 +339,24 @@ def choose_fusion(first: Ranker, validation: Sequence[Encoded]) -> FusedRanker |
     bootstrap) has to lie above 0. Each weight is tuned on the cases of that interval, which therefore is a little
     optimistic.
     """
-    alone, best, most = None, None, 0.0
+    seconds = {name: BaselineRanker(first.task, name) for name in first.task.baseline_names}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in seconds}
+    for start in range(0, len(validation), BLOCK):
+        block = validation[start : start + BLOCK]
+        own, positives = mask(first.scores(block), [e.target.seen for e in block]), [e.target.items for e in block]
+        for name, second in seconds.items():
+            found[name].append(weight_gains(own, second.scores(block), positives))
+    best, most = None, 0.0
     owners = owners_of(examples_of(validation))
-    for name in first.task.baseline_names:
-        second = BaselineRanker(first.task, name)
-        fusion = tune(first, second, name, validation, None, "data.validation")
-        if not fusion.weight:
-            continue
-        fused = FusedRanker(first, second, fusion)
-        if alone is None:
-            alone = _gains(first, validation)
-        gain = _gains(fused, validation) - alone
-        mean, low, _ = bootstrap_interval(gain, owners=owners)
+    for name, blocks in found.items():
+        gains = np.concatenate(blocks, 1)
+        place = best_place(gains)
+        mean, low, _ = bootstrap_interval(gains[place] - gains[0], owners=owners)  # weight 0: the run alone
         if low > 0 and mean > most:
-            best, most = fused, mean
+            best, most = FusedRanker(first, seconds[name], Fusion(name, GRID[place])), mean
     if best is not None:
         keep_fusion(first, best.second, best.fusion, len(validation), chosen=True)
     return best
-
-
-def _gains(ranker: "Ranker | FusedRanker", cases: Sequence[Encoded]) -> np.ndarray:
-    """NDCG@10 of each case, float64 [cases]."""
-    found = []
-    for start in range(0, len(cases), BLOCK):
-        some = cases[start : start + BLOCK]
-        hidden = [e.target.seen for e in some]
-        if isinstance(ranker, FusedRanker):
-            scores = ranker.scores(some, ranker.second.encode([e.example for e in some]), hidden)
-        else:
-            scores = mask(ranker.scores(some), hidden)
-        found.append(ndcg_at(scores, [e.target.items for e in some]))
-    return np.concatenate(found)
 
 
 def chosen_fusion(first: Ranker) -> FusedRanker | None:

@@ -232,53 +232,52 @@ def ndcg_at(scores: np.ndarray, positives: Sequence[ArrayLike], k: int = 10) -> 
       positives: columns of each case's positive items; a negative number is a positive item outside the n columns,
         which gains nothing but counts in the ideal ranking.
     """
-    discounts = 1 / np.log2(np.arange(2, k + 2))
-    result = np.zeros(len(scores))
-    for case, (row, columns) in enumerate(zip(scores, positives, strict=True)):
-        columns_of = np.atleast_1d(np.asarray(columns, np.int64))
-        if not len(columns_of):
-            raise ValueError(f"case {case} has no positive item, so its NDCG is undefined.")
-        own = row[columns_of[columns_of >= 0]][:, None]
-        better, tied = (row > own).sum(1), (row == own).sum(1) - 1
-        gained = np.where(np.isneginf(own[:, 0]), 0, ranking.ndcg(ranking.Ranks(better, tied), k))
-        result[case] = gained.sum() / discounts[: len(columns_of)].sum()
-    return result
+    columns_of = [np.atleast_1d(np.asarray(columns, np.int64)) for columns in positives]
+    counts = np.array([len(columns) for columns in columns_of])
+    if not counts.all():
+        raise ValueError(f"case {np.flatnonzero(counts == 0)[0]} has no positive item, so its NDCG is undefined.")
+    cases, columns = np.repeat(np.arange(len(counts)), counts), np.concatenate([*columns_of, np.zeros(0, np.int64)])
+    own = np.where(columns >= 0, scores[cases, columns], -np.inf)
+    gained = np.zeros(len(cases))
+    some = max(1, 100_000 // scores.shape[1])  # rows that a processor's cache holds
+    for start in range(0, len(cases), some):
+        part = slice(start, start + some)
+        rows, score = scores[cases[part]], own[part, None]
+        ranks = ranking.Ranks((rows > score).sum(1), np.maximum((rows == score).sum(1) - 1, 0))
+        gained[part] = np.where(np.isneginf(own[part]), 0, ranking.ndcg(ranks, k))
+    ideal = np.cumsum(1 / np.log2(np.arange(2, k + 2)))
+    return np.bincount(cases, gained, len(counts)) / ideal[np.minimum(counts, k) - 1]
 
 
-def tune_weight(
-    first: Callable[[slice], ArrayLike],
-    second: Callable[[slice], ArrayLike],
+def weight_gains(
+    first: np.ndarray,
+    second: ArrayLike,
     positives: Sequence[ArrayLike],
-    seen: Sequence[ArrayLike] | None = None,
     *,
     grid: Sequence[float] = GRID,
     k: int = 10,
-    block: int = BLOCK,
-) -> float:
-    """The weight of the second ranker in a `hybrid` with the best mean NDCG@k; of equally good weights, the lowest.
-
-    Use validation cases only. Works block by block, so that the scores of all cases are never in memory.
+) -> np.ndarray:
+    """NDCG@k of the `hybrid` of each weight, float64 [weights, cases].
 
     Args:
-      first, second: block of the cases -> float [block, n], scores of the same items: the whole catalogue, a candidate
-        set, or the retrieved items.
+      first: float [cases, n]; −inf: does not compete.
+      second: float [cases, n], scores of the same items: the whole catalogue, a candidate set, or the retrieved items.
       positives: columns of each case's positive items, see `ndcg_at`.
-      seen: columns of each case that do not compete.
     """
-    if not len(positives):
+    pair = _comparable(first, second)
+    return np.stack([ndcg_at(_mix(*pair, weight), positives, k) for weight in grid])
+
+
+def best_place(gains: np.ndarray) -> int:
+    """The weight (its place in the grid) with the best mean of gains [weights, cases]; of equally good ones the first.
+
+    Raises ValueError where there are no cases.
+    """
+    if not gains.shape[1]:
         raise ValueError("the weight of a hybrid is tuned on validation cases, but there are none.")
-    if not len(grid):
-        raise ValueError("the grid of weights is empty.")
-    grid = sorted(grid)
-    totals = np.zeros(len(grid))
-    for start in range(0, len(positives), block):
-        cases = slice(start, min(start + block, len(positives)))
-        hidden = None if seen is None else seen[cases]
-        pair = _comparable(mask(first(cases), hidden), second(cases))
-        for place, weight in enumerate(grid):
-            totals[place] += ndcg_at(_mix(*pair, weight), positives[cases], k).sum()
+    totals = gains.sum(1)
     # Sums of equal gains in different orders differ by rounding.
-    return float(grid[int(np.argmax(totals >= totals.max() * (1 - 1e-12)))])
+    return int(np.argmax(totals >= totals.max() * (1 - 1e-12)))
 
 
 def tune_fusion(
@@ -289,7 +288,7 @@ def tune_fusion(
     name: str,
     k: int | None = None,
 ) -> Fusion:
-    """The fusion with the best mean NDCG@10 on validation cases; see `tune_weight`.
+    """The fusion with the best mean NDCG@10 on validation cases; of equally good weights, the lowest.
 
     Args:
       first: block of the cases -> float [block, items]; −inf: does not compete.
@@ -297,17 +296,17 @@ def tune_fusion(
       positives: positive items of each case.
       name, k: see `Fusion`.
     """
-    if k is None:
-        return Fusion(name, tune_weight(first, lambda block: second(block, None), positives))
-    found = []
+    found: list[np.ndarray] = []
     for start in range(0, len(positives), BLOCK):  # so that the scores of all cases are never in memory
-        block = slice(start, start + BLOCK)
-        scores = first(block)
-        best = retrieve(scores, k)
-        found.append((best, np.take_along_axis(scores, best, 1), np.asarray(second(block, best), np.float64)))
-    items, own, others = (np.concatenate(each) for each in zip(*found, strict=True))
-    places = [
-        [int(np.append(np.flatnonzero(row == item), -1)[0]) for item in positive_items]
-        for row, positive_items in zip(items, positives, strict=True)
-    ]
-    return Fusion(name, tune_weight(lambda block: own[block], lambda block: others[block], places), k)
+        block = slice(start, min(start + BLOCK, len(positives)))
+        own, columns = first(block), positives[block]
+        if k is None:
+            found.append(weight_gains(own, second(block, None), columns))
+            continue
+        best = retrieve(own, k)
+        places = [
+            [int(np.append(np.flatnonzero(row == item), -1)[0]) for item in positive_items]
+            for row, positive_items in zip(best, columns, strict=True)
+        ]
+        found.append(weight_gains(np.take_along_axis(own, best, 1), second(block, best), places))
+    return Fusion(name, GRID[best_place(np.concatenate([np.zeros((len(GRID), 0)), *found], 1))], k)

@@ -4,14 +4,17 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
+from instructrec_jax.ranking import fusion
 from instructrec_jax.ranking.fusion import (
+    GRID,
+    Fusion,
     hybrid,
     mask,
     merge,
     ndcg_at,
     retrieve,
     standardize,
-    tune_weight,
+    tune_fusion,
     two_stage,
 )
 
@@ -117,27 +120,27 @@ def test_ndcg_of_what_is_not_there_or_masked() -> None:
 
 
 @pytest.mark.parametrize("block", [3, 100])
-def test_the_tuned_weight_is_the_best_of_the_grid(block: int) -> None:
+def test_the_tuned_weight_is_the_best_of_the_grid(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fusion, "BLOCK", block)
     rng = RNG(5)
     wanted = [rng.choice(40, rng.integers(1, 3), replace=False) for _ in range(25)]
     first, second = scores(25, seed=6), scores(25, seed=7)
     for case, columns in enumerate(wanted):
         first[case, columns] += 0.8
         second[case, columns] += 1.2
-    seen = [np.setdiff1d(rng.choice(40, 5, replace=False), columns) for columns in wanted]
-    grid = [0.0, 0.25, 0.5, 0.75, 1.0]
+        first[case, np.setdiff1d(rng.choice(40, 5, replace=False), columns)] = -np.inf
     asked: list[int] = []
 
     def scored(block: slice) -> np.ndarray:
         asked.append(block.stop - block.start)
         return first[block]
 
-    found = tune_weight(scored, lambda b: second[b], wanted, seen, grid=grid, block=block)
-    means = [ndcg_at(hybrid(mask(first, seen), mask(second, seen), w), wanted).mean() for w in grid]
-    assert found == grid[int(np.argmax(means))] and 0 < found < 1
+    found = tune_fusion(scored, lambda b, _: second[b], wanted, name="second")
+    means = [ndcg_at(hybrid(first, second, w), wanted).mean() for w in GRID]
+    assert found == Fusion("second", GRID[int(np.argmax(means))]) and 0 < found.weight < 1
     assert max(asked) <= block and sum(asked) == 25
-    useless = tune_weight(lambda b: first[b], lambda b: np.zeros((b.stop - b.start, 40)), wanted, seen)
-    assert useless == 0  # every weight below 1 is as good: the first one alone
+    useless = tune_fusion(lambda b: first[b], lambda b, _: np.zeros((b.stop - b.start, 40)), wanted, name="none")
+    assert useless.weight == 0  # every weight below 1 is as good: the first one alone
 
 
 def test_errors() -> None:
@@ -157,4 +160,4 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="hybrid.*NaN"):
         hybrid(first, np.full((2, 4), np.inf), 0.5)
     with pytest.raises(ValueError, match="validation"):
-        tune_weight(lambda b: first, lambda b: first, [])
+        tune_fusion(lambda b: first, lambda b, _: first, [], name="second")
