@@ -17,8 +17,8 @@ from instructrec_jax.answering.recommender import Recommender
 from instructrec_jax.answering.requests import Request
 from instructrec_jax.files import read_json, read_jsonl
 from instructrec_jax.ranking import fusion
-from instructrec_jax.ranking.fusion import GRID
 from instructrec_jax.ranking.catalogue import Catalogue, Splits
+from instructrec_jax.ranking.fusion import GRID
 from instructrec_jax.runs.config import Config
 from instructrec_jax.runs.run import Run
 from instructrec_jax.train import train

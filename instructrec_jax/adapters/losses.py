@@ -99,6 +99,7 @@ def linear_cross_entropy(
     soft_cap: float | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    excluded: Array | None = None,
     chunk: int | None = None,
 ) -> jax.Array:
     """Σ w ℓ over a vocabulary, without an array [rows, length, vocab].
@@ -119,6 +120,8 @@ def linear_cross_entropy(
         bias: float [vocab].
         scale: factor of hidden.
         soft_cap: logits become soft_cap · tanh(logits / soft_cap).
+        excluded: int32 [rows, length, n], entries of the vocabulary that are not in the softmax (nor in the mean) of a
+            position, except its label; a number outside the vocabulary excludes nothing.
         chunk: positions per row and chunk; None chooses it, see `chunk_size`.
 
     Returns: float32 scalar.
@@ -129,8 +132,10 @@ def linear_cross_entropy(
     if z_loss < 0:
         raise ValueError(f"z_loss must be at least 0, but is {z_loss}.")
     _check(hidden, table, labels, weights, bias, soft_cap, chunk)
+    if excluded is not None and excluded.shape[:2] != labels.shape:
+        raise ValueError(f"excluded must be [rows, length, n], but is {list(excluded.shape)}.")
     options = _Options(scale, soft_cap, label_smoothing, z_loss, chunk)
-    return _weighted_sum(options, hidden, table, bias, labels, weights)
+    return _weighted_sum(options, hidden, table, bias, labels, weights, excluded)
 
 
 def token_losses(
@@ -153,7 +158,7 @@ def token_losses(
     _check(hidden, table, labels, weights, bias, soft_cap, chunk)
     options = _Options(scale, soft_cap, chunk=chunk)
     function = functools.partial(_token_losses, options)
-    return _by_rows(function, (True, True), hidden, table, bias, labels, weights)
+    return _by_rows(function, (True, True), hidden, table, bias, labels, weights, None)
 
 
 def _check(
@@ -189,8 +194,9 @@ def _weighted_sum(
     bias: jax.Array | None,
     labels: jax.Array,
     weights: jax.Array,
+    excluded: jax.Array | None,
 ) -> jax.Array:
-    return _sum_and_gradients(options, (), hidden, table, bias, labels, weights)[0]
+    return _sum_and_gradients(options, (), hidden, table, bias, labels, weights, excluded)[0]
 
 
 def _forward(
@@ -200,23 +206,24 @@ def _forward(
     bias: CustomVJPPrimal | None,
     labels: CustomVJPPrimal,
     weights: CustomVJPPrimal,
+    excluded: CustomVJPPrimal | None,
 ) -> tuple[jax.Array, Gradients]:
     if weights.perturbed:
         raise ValueError("linear_cross_entropy has no gradient by weights: pass jax.lax.stop_gradient(weights).")
     # only the gradients in use: the table of a frozen network has none
     inputs = {"hidden": hidden, "table": table, "bias": bias}
     by = tuple(name for name, x in inputs.items() if x is not None and x.perturbed)
-    bias_value = None if bias is None else bias.value
-    return _sum_and_gradients(options, by, hidden.value, table.value, bias_value, labels.value, weights.value)
+    bias_value, left_out = (None if each is None else each.value for each in (bias, excluded))
+    return _sum_and_gradients(options, by, hidden.value, table.value, bias_value, labels.value, weights.value, left_out)
 
 
 def _backward(
     _: _Options, gradients: Gradients, cotangent: jax.Array | SymbolicZero
-) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None, None, None]:
+) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None, None, None, None]:
     if isinstance(cotangent, SymbolicZero):
-        return None, None, None, None, None
+        return None, None, None, None, None, None
     scaled = {name: (gradient * cotangent).astype(gradient.dtype) for name, gradient in gradients.items()}
-    return scaled.get("hidden"), scaled.get("table"), scaled.get("bias"), None, None
+    return scaled.get("hidden"), scaled.get("table"), scaled.get("bias"), None, None, None
 
 
 _weighted_sum.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -230,8 +237,9 @@ def _by_rows(
     bias: jax.Array | None,
     labels: jax.Array | np.ndarray,
     weights: jax.Array | np.ndarray,
+    excluded: jax.Array | np.ndarray | None,
 ) -> Result:
-    """Runs function(hidden, table, bias, labels, weights, axes=) on each device of the mesh with the device's rows.
+    """Runs function(hidden, table, bias, labels, weights, excluded, axes=) on each device, with the device's rows.
 
     The compiler alone would sum the table's gradient over devices in every chunk. Tensor parallelism is left to the
     compiler.
@@ -250,17 +258,17 @@ def _by_rows(
     over_rows, over_length = split_over("batch", hidden.shape[0]), split_over("length", hidden.shape[1])
     axes = over_rows + over_length
     if not axes:
-        return function(hidden, table, bias, labels, weights, axes=())
+        return function(hidden, table, bias, labels, weights, excluded, axes=())
     rows, whole = PartitionSpec(over_rows or None, over_length or None), PartitionSpec()
     split = jax.shard_map(
         functools.partial(function, axes=axes),
         mesh=mesh,
-        in_specs=(rows, whole, whole, rows, rows),
+        in_specs=(rows, whole, whole, rows, rows, rows),
         out_specs=jax.tree.map(lambda has_rows: rows if has_rows else whole, outputs),
         axis_names=set(axes),
         check_vma=False,
     )
-    return split(hidden, table, bias, labels, weights)
+    return split(hidden, table, bias, labels, weights, excluded)
 
 
 @dataclass(frozen=True)
@@ -288,12 +296,14 @@ class _Chunks:
     def take(
         self, number: jax.Array, hidden: jax.Array, labels: jax.Array, weights: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        start = number * self.size
-        places = jax.lax.dynamic_slice_in_dim(self.order, start, self.size, axis=1)
-        inside = start + jnp.arange(self.size) < weights.shape[1]
-        x = jnp.take_along_axis(hidden, places[..., None], axis=1)
-        labels, weights = (jnp.take_along_axis(each, places, axis=1) for each in (labels, weights))
+        inside = number * self.size + jnp.arange(self.size) < weights.shape[1]
+        x, labels, weights = (self.places_of(number, each) for each in (hidden, labels, weights))
         return x, labels, jnp.where(inside, weights, 0)
+
+    def places_of(self, number: jax.Array, whole: jax.Array) -> jax.Array:
+        """A chunk's part of [rows, length, ...]: [rows, size, ...]."""
+        places = jax.lax.dynamic_slice_in_dim(self.order, number * self.size, self.size, axis=1)
+        return jnp.take_along_axis(whole, places.reshape(*places.shape, *(1,) * (whole.ndim - 2)), axis=1)
 
     def empty(self, *features: int, dtype: DTypeLike) -> jax.Array:
         return jnp.zeros((*self.order.shape, *features), dtype)
@@ -323,6 +333,13 @@ def _logits(options: _Options, x: jax.Array, table: jax.Array, bias: jax.Array |
     return z if options.soft_cap is None else options.soft_cap * jnp.tanh(z / options.soft_cap)
 
 
+def _without(z: jax.Array, excluded: jax.Array, labels: jax.Array) -> jax.Array:
+    """z [rows, size, vocab] with −inf for the entries excluded [rows, size, n], except the labels [rows, size]."""
+    rows, size, vocab = z.shape
+    others = jnp.where((excluded == labels[..., None]) | (excluded < 0), vocab, excluded)
+    return z.at[jnp.arange(rows)[:, None, None], jnp.arange(size)[:, None], others].set(-jnp.inf, mode="drop")
+
+
 def _compare(z: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Mask of the label's logit [..., vocab], its value [...], and logsumexp(z) [...] (NaN for an unknown label).
 
@@ -342,11 +359,12 @@ def _sum_and_gradients(
     bias: jax.Array | None,
     labels: jax.Array,
     weights: jax.Array,
+    excluded: jax.Array | None,
 ) -> tuple[jax.Array, Gradients]:
     """Σ w ℓ, and its gradients by the inputs named in `by` (hidden, table, bias), in their dtypes."""
     outputs = (False, {name: name == "hidden" for name in by})
     function = functools.partial(_rows_sum_and_gradients, options, by)
-    return _by_rows(function, outputs, hidden, table, bias, labels, weights)
+    return _by_rows(function, outputs, hidden, table, bias, labels, weights, excluded)
 
 
 def _rows_sum_and_gradients(
@@ -357,6 +375,7 @@ def _rows_sum_and_gradients(
     bias: jax.Array | None,
     labels: jax.Array,
     weights: jax.Array,
+    excluded: jax.Array | None,
     *,
     axes: tuple[str, ...],
 ) -> tuple[jax.Array, Gradients]:
@@ -367,18 +386,24 @@ def _rows_sum_and_gradients(
     def step(number: jax.Array, carry: tuple[jax.Array, Gradients]) -> tuple[jax.Array, Gradients]:
         total, sums = carry
         x, label, weight = chunks.take(number, hidden, labels, weights)
-        z = _logits(options, x, table, bias)
+        z, competing = _logits(options, x, table, bias), vocab
+        if excluded is not None:
+            z = _without(z, chunks.places_of(number, excluded), label)
+            competing = jnp.isfinite(z).sum(-1)
         chosen, at_label, log_z = _compare(z, label)
         loss = log_z - (1 - smoothing) * at_label + options.z_loss * jnp.square(log_z)
-        loss = loss - smoothing * z.mean(-1) if smoothing else loss
+        if smoothing:
+            loss -= smoothing * z.sum(-1, where=jnp.isfinite(z)) / competing
         total += jnp.sum(jnp.where(weight != 0, weight * loss, 0))
         if not by:
             return total, sums
 
         # dℓ/dz = softmax(z) (1 + 2 z_loss logsumexp(z)) − (1 − ε) [label] − ε / vocab; dz of the capped logits last
         dz = jnp.exp(z - log_z[..., None]) * (1 + 2 * options.z_loss * log_z[..., None])
-        dz = dz - jnp.where(chosen, 1 - smoothing, 0) - smoothing / vocab
-        dz = dz if cap is None else dz * (1 - jnp.square(z / cap))
+        dz -= jnp.where(chosen, 1 - smoothing, 0)
+        if smoothing:
+            dz -= jnp.where(jnp.isfinite(z), smoothing / jnp.asarray(competing)[..., None], 0)
+        dz = dz if cap is None else dz * jnp.where(jnp.isfinite(z), 1 - jnp.square(z / cap), 0)
         dz = jnp.where(weight[..., None] != 0, dz * weight[..., None], 0)
         sums = dict(sums)
         if "bias" in sums:
@@ -413,6 +438,7 @@ def _token_losses(
     bias: jax.Array | None,
     labels: jax.Array,
     weights: jax.Array,
+    _: None,
     *,
     axes: tuple[str, ...],
 ) -> tuple[jax.Array, jax.Array]:

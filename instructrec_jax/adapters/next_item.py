@@ -45,6 +45,7 @@ class NextItemSpec:
     max_length: int  # positions of a sequence, including the instruction's
     dropout: float
     picture_size: int = 0  # width of the pictures' vectors; 0: items have no picture vectors
+    factor_size: int = 0  # width of the items' vectors of co-occurrence, which are trained, too; 0: none
     network: Kind = "transformer"
     norm: Norm = "pre"
     activation: Activation = "gelu"
@@ -74,8 +75,9 @@ class NextItemSpec:
 class NextItemHead(nnx.Module):
     """Reads sequences: first the instruction, then the items of a history, oldest first.
 
-    An item's vector is (W t + V p) / sqrt(hidden_size) + e, with its text's vector t, its picture's vector p and its
-    own vector e, each if the spec includes it; p is zero for an item without a picture. The same vectors serve as
+    An item's vector is (W t + V p + F c) / sqrt(hidden_size) + e, with its text's vector t, its picture's vector p, its
+    vector of co-occurrence c (`ranking.item_factors`, zero in a new head) and its own vector e, each if the spec
+    includes it; p is zero for an item without a picture. The same vectors serve as
     input, times sqrt(hidden_size), and as output: the score of item i is q · vector_i + bias_i. So e is small compared
     with the input, and Adam's steps suit its scale in the scores (Vaswani et al., 2017).
     """
@@ -96,7 +98,7 @@ class NextItemHead(nnx.Module):
         self.item_projection = projection(spec.text_size, 0.5) if spec.text_size else None
         self.instruction_projection = projection(spec.text_size, 0.02) if spec.text_size else None
         # Beside vectors of texts or pictures an item's own vector starts near zero, as a residual.
-        own = normal(0.002 if spec.text_size or spec.picture_size else 0.02)
+        own = normal(0.002 if spec.text_size or spec.picture_size or spec.factor_size else 0.02)
         self.items = Embedding(spec.num_items, width, init=own, dtype=dtype, rngs=rngs) if spec.ids else None
         has_bias = spec.ids and spec.item_bias
         self.bias = nnx.Param(jnp.zeros((spec.num_items,), jnp.float32), axes=("vocab",)) if has_bias else None
@@ -117,6 +119,9 @@ class NextItemHead(nnx.Module):
         # Last, so that they change none of the random numbers above.
         self.picture_projection = projection(spec.picture_size, 0.5) if spec.picture_size else None
         self.mask = nnx.Param(normal(0.02)(rngs.params(), (width,)), axes=("embed",)) if spec.masked else None
+        size, zeros = spec.factor_size, nnx.initializers.zeros_init()
+        self.factors = Embedding(spec.num_items, size, init=zeros, dtype=dtype, rngs=rngs) if size else None
+        self.factor_projection = projection(size, 0.5) if size else None
         self.spec = spec
         self.dtype = dtype
 
@@ -144,13 +149,24 @@ class NextItemHead(nnx.Module):
             return content, None
         bias = None if self.bias is None else self.bias[...]
         if numbers is None:
-            own = dense_table(self.items.table).astype(self.dtype)
+            own = self._own_vectors(None)
         else:
             known = numbers < self.spec.num_items
             inside = jnp.minimum(numbers, self.spec.num_items - 1)
-            own = jnp.where(known[..., None], self.items(inside), 0)
+            own = jnp.where(known[..., None], self._own_vectors(inside), 0)
             bias = None if bias is None else jnp.where(known, bias[inside], 0)
         return own if content is None else content + own, bias
+
+    def _own_vectors(self, numbers: jax.Array | None) -> jax.Array:
+        """e + F c / sqrt(hidden_size) of items of training, or of all of them (None)."""
+
+        def rows(table: Embedding) -> jax.Array:
+            return dense_table(table.table).astype(self.dtype) if numbers is None else table(numbers)
+
+        assert self.items is not None
+        if self.factors is None or self.factor_projection is None:
+            return rows(self.items)
+        return rows(self.items) + self.factor_projection(rows(self.factors)) * self.spec.hidden_size**-0.5
 
     def __call__(
         self,

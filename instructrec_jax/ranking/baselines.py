@@ -86,7 +86,8 @@ class CoOccurrence:
 
     Within a training sequence, an item b that follows a at distance g <= window adds 1/g to the link a → b
     and `backwards` times that to b → a. The link a → b is divided by the square root of b's popularity, or, with
-    `divide_by` "source" (named coKNN-source), of a's popularity, which ranks popular items higher.
+    `divide_by` "source" (named coKNN-source), of a's popularity, which ranks popular items higher; with "nothing" it is
+    left as it is.
     The score of an item is the sum of its links from the last `depth` items of the history, the n-th before the last
     weighted by decay^n. Items without such links follow, by popularity.
 
@@ -100,7 +101,7 @@ class CoOccurrence:
         depth: int = 20,
         decay: float = 0.8,
         backwards: float = 0.5,
-        divide_by: Literal["target", "source"] = "target",
+        divide_by: Literal["target", "source", "nothing"] = "target",
     ) -> None:
         self.window, self.depth, self.decay, self.backwards, self.divide_by = window, depth, decay, backwards, divide_by
         self.name = "coKNN" if divide_by == "target" else "coKNN-source"
@@ -108,7 +109,7 @@ class CoOccurrence:
     def fit(self, sequences: Sequence[ArrayLike], num_items: int) -> Self:
         items, owners = _flatten(sequences, num_items)
         popularity = _popularity(items, num_items)
-        damping = 1 / np.sqrt(np.maximum(popularity, 1))
+        damping = np.ones(num_items) if self.divide_by == "nothing" else 1 / np.sqrt(np.maximum(popularity, 1))
         most = max(1, LINKS // num_items) if 2 * self.window * len(items) > LINKS else num_items
         parts = [
             self._links(items, owners, places, rows, damping, most)

@@ -45,8 +45,12 @@ def head_fitter(task: Task, model: SplitModel, mesh: DeviceMesh, buckets: Sequen
     def fit(params: Tree, train: Sequence[Encoded]) -> Tree:
         if task.head_is_fitted == "once":  # a start needs no changed copies, which may be many
             train = [e for e in train if MADE_FROM not in e.example.origin] or train
-        run = make_predict(step, params, mesh=mesh, buckets=buckets, per_token=False)
-        head = task.fit(np.stack(run([e.text for e in train])), train)
+
+        def features() -> np.ndarray:
+            run = make_predict(step, params, mesh=mesh, buckets=buckets, per_token=False)
+            return np.stack(run([e.text for e in train]))
+
+        head = task.fit(features, train)
         fitted: Tree = {}
         for module, values in head.items():
             fitted[module] = {name: place(value, shardings[module][name]) for name, value in values.items()}

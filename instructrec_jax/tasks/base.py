@@ -314,8 +314,12 @@ class Task:
         """
         raise TypeError(f"{type(self).__name__} has no features().")
 
-    def fit(self, features: np.ndarray, train: Sequence[Encoded]) -> dict[str, dict[str, np.ndarray]]:
-        """The parameters of the head, by module and name, from the features [examples, width] of all `train`."""
+    def fit(self, features: Callable[[], np.ndarray], train: Sequence[Encoded]) -> dict[str, dict[str, np.ndarray]]:
+        """The parameters of the head that are fitted, by module and name.
+
+        Args:
+          features: a function that computes the features [examples, width] of all `train`.
+        """
         raise TypeError(f"{type(self).__name__} has no fit().")
 
     case_measure = ""  # the field of `Scores.predictions` with a case's metric, which the shown examples name, too

@@ -1,6 +1,7 @@
 """The chunked loss over a vocabulary, against torch in float64 and against itself on eight devices."""
 
 import re
+from functools import partial
 from typing import Any
 
 import jax
@@ -89,6 +90,35 @@ def test_loss_and_gradients_equal_torch_in_float64(options: dict) -> None:
     total, found = jax.jit(lambda *a: jax.value_and_grad(loss, (0, 1, 2))(*a, **options))(*given)
     assert total.dtype == jnp.float32 and float(total) == pytest.approx(expected, rel=1e-6)
     for ours, theirs in zip(found, gradients, strict=True):
+        assert_equal(ours, theirs)
+
+
+def excluding(number: int = 9) -> np.ndarray:
+    """int32 [rows, length, number]: entries twice, labels and numbers outside the vocabulary among them."""
+    found = np.random.default_rng(5).integers(-2, VOCAB + 3, (ROWS, LENGTH, number)).astype(np.int32)
+    found[:, :, 0], found[:, :, 1] = inputs()[3], found[:, :, 2]
+    return found
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_excluded_entries_are_in_no_softmax(options: dict) -> None:
+    """Against torch in float64, position by position, over what is left of the vocabulary."""
+    given, excluded = inputs(), excluding()
+    value, gradients = jax.value_and_grad(partial(loss, excluded=excluded, **options), (0, 1, 2))(*given)
+    hidden, table, bias, labels, weights = given
+    total, expected = 0.0, [np.zeros(x.shape) for x in (hidden, table, bias)]
+    for place in zip(*np.nonzero(weights), strict=True):
+        left = np.setdiff1d(np.arange(VOCAB), np.setdiff1d(excluded[place], labels[place]))
+        label = np.searchsorted(left, labels[place])
+        own, (of_hidden, of_table, of_bias) = oracle(
+            hidden[place][None, None], table[left], bias[left], label[None, None], weights[place][None, None], **options
+        )
+        total += own
+        expected[0][place] += of_hidden[0, 0]
+        expected[1][left] += of_table
+        expected[2][left] += of_bias
+    assert value == pytest.approx(total, rel=1e-6)
+    for ours, theirs in zip(gradients, expected, strict=True):
         assert_equal(ours, theirs)
 
 
@@ -263,6 +293,9 @@ def test_eight_devices_equal_one(mesh_shape: tuple[int, int, int]) -> None:
     )
     where = (rows, table, bias, rows, rows)
     spread = [jax.device_put(x, s) for x, s in zip(given, where, strict=True)]
+    excluded = excluding()
+    both = [jax.jit(partial(loss, chunk=4))(*each, excluded=excluded) for each in (given, spread)]
+    assert float(both[1]) == pytest.approx(float(both[0]), rel=1e-6)
     step = jax.jit(
         lambda *a: jax.value_and_grad(lambda *b: loss(*b, chunk=4, label_smoothing=0.1), (0, 1, 2))(*a),
         out_shardings=(None, where[:3]),

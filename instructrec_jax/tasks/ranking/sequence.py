@@ -6,7 +6,7 @@ small causal transformer, by a softmax over the catalogue.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.media.picture import Picture
 from instructrec_jax.data.packing import max_segments
 from instructrec_jax.data.prompts import render
+from instructrec_jax.ranking.item_factors import item_factors
 from instructrec_jax.ranking.item_pictures import ItemPictures, PictureNetwork, looks_like, picture_folder
 from instructrec_jax.tasks.base import Encoded, LossInputs, Model, Network, TaskContext, in_microbatches, name_of
 from instructrec_jax.tasks.objective import Choice, Objective
@@ -92,6 +93,7 @@ class SequenceTask(RankingTask):
         self.masks_items = config.is_masked  # a network that does not know the mask would take it for an item
         self.couples_examples = config.samples_softmax  # by the negatives of the batch
         self.freeze = ["^backbone/"] if config.text else []
+        self.head_is_fitted = "once" if config.factor_size else "never"
         declared = read_pooling(context.folder).mode if config.text and context.folder is not None else None
         self.pooling: Any = config.pooling or declared
         self._instructions: dict[bytes, tuple[int, Text]] = {}  # training instructions: see `_numbered`
@@ -134,6 +136,7 @@ class SequenceTask(RankingTask):
             max_length=self.config.sequence_length,
             dropout=self.config.dropout,
             picture_size=0 if self.pictures is None else self.pictures.network.size,
+            factor_size=self.config.factor_size,
             network=self.config.network,
             norm=self.config.norm,
             activation=self.config.activation,
@@ -176,6 +179,17 @@ class SequenceTask(RankingTask):
             self._trained = np.zeros(len(self.catalogue), bool)
             for e in train:
                 self._trained[e.target.items] = self._trained[e.target.history] = True
+
+    def fit(
+        self, features: Callable[[], np.ndarray], train: Sequence[Encoded[SequenceTarget]]
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """The vectors of co-occurrence, of the catalog's training interactions; without these, of the examples."""
+        if self.splits is None:
+            sequences = [np.append(e.target.history, e.target.items) for e in train]
+        else:
+            sequences = list(self.splits.train)
+        known = len(self.catalogue) - self.new_items
+        return {"factors": {"table": item_factors(sequences, known, self.config.factors)}}
 
     def _row(self, e: Encoded[SequenceTarget]) -> int:
         """The row of the example's instruction in the buffer."""
@@ -267,7 +281,13 @@ class SequenceTask(RankingTask):
         queries, table, bias = self._queries(model, batch, inputs)
         if own.negatives is None:
             smoothing = config.label_smoothing
-            loss = linear_cross_entropy(queries, table, own.labels, weights, bias=bias, label_smoothing=smoothing)
+            seen = None
+            if config.seen_items == "left_out":
+                items, reads = self._seen(batch.texts)
+                seen = jnp.where(reads, items[:, None, :], -1)
+            loss = linear_cross_entropy(
+                queries, table, own.labels, weights, bias=bias, label_smoothing=smoothing, excluded=seen
+            )
             return loss, jnp.sum(weights)
         items = jnp.concatenate([own.labels[..., None], own.negatives], -1)
         power = 1.0
@@ -293,6 +313,19 @@ class SequenceTask(RankingTask):
             bias = left_out if bias is None else bias + left_out
         return model.head(*batch.texts, items, instructions, inputs.dropout, pictures), table, bias
 
+    def _seen(self, texts: Rows) -> tuple[jax.Array, jax.Array]:
+        """What a ranking after each position would leave out: the item at each place, int32 [rows, length] (−1: none),
+        and which places a position reads, bool [rows, positions, places].
+
+        Of the history's items before a window nothing is known here.
+        """
+        tokens, segments, positions = map(jnp.asarray, texts)
+        item = jnp.where((positions > 0) & (tokens != MASK), tokens, -1)
+        reads = segments[:, :, None] == segments[:, None, :]
+        if not self.config.is_masked:
+            reads &= positions[:, :, None] >= positions[:, None, :]
+        return item, reads
+
     def _buffers(self, inputs: LossInputs) -> tuple[jax.Array, jax.Array | None, jax.Array]:
         """Vectors of the items' texts, of their pictures, and of the instructions."""
         nothing, known = jnp.zeros((len(self.catalogue), 0)), inputs.buffers
@@ -311,7 +344,12 @@ class SequenceTask(RankingTask):
             score = jnp.sum(asked * positives, -1, dtype=jnp.float32) + (0 if bias is None else bias)
             against = jnp.einsum("rld,nd->rln", asked, others, preferred_element_type=jnp.float32)
             against = against + (0 if others_bias is None else others_bias) - sample.log_expected
-            against = jnp.where(labels[..., None] == sample.items, -1e9, against)
+            taken = labels[..., None] == sample.items
+            if self.config.seen_items == "left_out":
+                items_read, reads = self._seen(texts)
+                among = (items_read[..., None] == sample.items).astype(jnp.float32)
+                taken |= jnp.einsum("rps,rsn->rpn", reads.astype(jnp.float32), among) > 0
+            against = jnp.where(taken, LEFT_OUT, against)
             return jnp.concatenate([score[..., None], against], -1)
 
         return in_microbatches(logits, model, (batch.texts, batch.own.labels), inputs)

@@ -13,6 +13,7 @@ NextItemSoftmax = Literal["full", "sampled"]
 NextItemLoss = Literal["softmax", "bce", "gbce"]
 SequenceObjective = Literal["next", "masked"]
 ColdItems = Literal["negatives", "left_out"]
+SeenItems = Literal["negatives", "left_out"]
 # Setting -> the setting, and its values, without which it has no effect.
 HAVE_EFFECT = {
     "norm": ("network", ("transformer",)),
@@ -20,6 +21,8 @@ HAVE_EFFECT = {
     "mlp_factor": ("network", ("transformer",)),
     "attention_dropout": ("network", ("transformer",)),
     "item_bias": ("ids", (True,)),
+    "factors": ("ids", (True,)),
+    "seen_items": ("loss", ("softmax",)),
     "mask_share": ("objective", ("masked",)),
     "gbce_t": ("loss", ("gbce",)),
     "label_smoothing": ("loss", ("softmax",)),
@@ -36,6 +39,7 @@ class SequenceConfig(RankingConfig):
 
     text: bool = True  # encode item texts and instructions with the backbone
     ids: bool = True  # learn a vector per item (new items have none)
+    factors: int = 64  # with ids: 2 × N numbers per item, at first factors of what follows what; 0: none
     pictures: str | None = (
         None  # folder of the frozen network (CLIP, ViT ...) that reads the items' pictures; null: none
     )
@@ -60,6 +64,7 @@ class SequenceConfig(RankingConfig):
     label_smoothing: float = 0.0  # for the full softmax: share of the target that all items have equally
     softmax: NextItemSoftmax = "full"  # softmax over the catalogue, or over sampled negatives
     negatives: int | None = None  # sampled: drawn by popularity, per batch (1024); bce, gbce: per item (1, 256)
+    seen_items: SeenItems = "left_out"  # of the softmax, like in a ranking (mask_seen), or negatives
     cold_items: ColdItems = "negatives"  # left_out: items of no training example are in no softmax, so not learned away
     pooling: Pooling | None = None  # pooling of the backbone; null: the checkpoint's declared pooling
     augmented_by: ClassVar[tuple[str, ...]] = ()  # an instruction's vector is computed once
@@ -81,6 +86,11 @@ class SequenceConfig(RankingConfig):
         if self.objective == "masked":
             space["task.mask_share"] = Range(0.1, 0.6)
         return space
+
+    @property
+    def factor_size(self) -> int:
+        """Width of the vectors of co-occurrence: of what follows an item, and of what it follows."""
+        return 2 * self.factors if self.ids else 0
 
     @property
     def is_masked(self) -> bool:
@@ -119,6 +129,7 @@ class SequenceConfig(RankingConfig):
         for name, value, ends, fits in (
             ("negatives", self.negative_count, "at least 1", self.negative_count >= 1),
             ("mlp_factor", self.mlp_factor, "at least 1", self.mlp_factor >= 1),
+            ("factors", self.factors, "at least 0", self.factors >= 0),
             ("dropout", self.dropout, "in [0, 1)", 0 <= self.dropout < 1),
             ("attention_dropout", self.attention_dropout, "in [0, 1)", 0 <= self.attention_dropout < 1),
             ("label_smoothing", self.label_smoothing, "in [0, 1)", 0 <= self.label_smoothing < 1),
@@ -137,6 +148,11 @@ class SequenceConfig(RankingConfig):
                 raise ValueError(
                     f"task.{name} has no effect with task.{other} {str(found).lower()}: leave task.{name} out."
                 )
+        if self.loss == "softmax" and self.seen_items == "left_out" and not self.mask_seen:
+            raise ValueError(
+                "task.mask_seen is false, so items of the history are ranked, but task.seen_items left_out does not "
+                "train their scores: set task.seen_items to negatives."
+            )
         if self.network == "gru" and self.positions in ("relative", "both"):
             raise ValueError("a GRU has no attention, so task.positions must be learned or none with task.network gru.")
         if self.network == "gru" and self.is_masked:

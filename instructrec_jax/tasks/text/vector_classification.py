@@ -4,7 +4,7 @@ Kumar et al., 2022, "Fine-Tuning can Distort Pretrained Features and Underperfor
 that is new distorts the pretrained vectors in the first steps, one that fits them does not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -66,6 +66,8 @@ class VectorClassificationTask(ClassificationTask):
     def features(self, model: Network, batch: Batch) -> jax.Array:
         return self._vectors(model, batch, None)
 
-    def fit(self, features: np.ndarray, train: Sequence[Encoded[ClassTarget]]) -> dict[str, dict[str, np.ndarray]]:
-        kernel, bias = logistic_head(features, self.truth(train), len(self.labels))
+    def fit(
+        self, features: Callable[[], np.ndarray], train: Sequence[Encoded[ClassTarget]]
+    ) -> dict[str, dict[str, np.ndarray]]:
+        kernel, bias = logistic_head(features(), self.truth(train), len(self.labels))
         return {"output": {"kernel": kernel, "bias": bias}}

@@ -126,7 +126,9 @@ def test_a_catalogue_without_pictures_is_refused(
 
 @pytest.mark.parametrize("softmax", ["full", "sampled"])
 def test_items_of_no_example_are_in_no_softmax(softmax: Any, checkpoint: Path, tmp_path: Path) -> None:
-    setup = Setup("sequence", checkpoint, tmp_path, softmax=softmax, cold_items="left_out", negatives=500)
+    setup = Setup(
+        "sequence", checkpoint, tmp_path, softmax=softmax, cold_items="left_out", negatives=500, seen_items="negatives"
+    )
     task: Any = setup.task
     encoded = [e for e in setup.encoded if not {0, 7, 9} & {*e.target.items.tolist(), *e.target.history.tolist()}]
     task.prepare(encoded)

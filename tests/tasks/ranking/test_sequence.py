@@ -57,10 +57,12 @@ def scores_of_prefixes(setup: Setup, task: Any, e: Any, buffers: dict[str, np.nd
     return np.stack(rows)
 
 
+@pytest.mark.parametrize("seen", ["left_out", "negatives"])
 @pytest.mark.parametrize("supervise", ["all", "last"])
 @pytest.mark.parametrize("softmax", ["full", "sampled"])
-def test_loss_equals_brute_force(softmax: Any, supervise: Any, checkpoint: Path, tmp_path: Path) -> None:
-    setup = Setup("sequence", checkpoint, tmp_path, softmax=softmax, supervise=supervise, negatives=6)
+def test_loss_equals_brute_force(softmax: Any, supervise: Any, seen: Any, checkpoint: Path, tmp_path: Path) -> None:
+    settings = {"softmax": softmax, "supervise": supervise, "negatives": 6, "seen_items": seen}
+    setup = Setup("sequence", checkpoint, tmp_path, **settings)
     task: Any = setup.task
     setup.encoded = setup.encoded[:9]
     total, weight = device_loss(setup)
@@ -72,10 +74,12 @@ def test_loss_equals_brute_force(softmax: Any, supervise: Any, checkpoint: Path,
         labels = [*e.text.tokens[1:], e.target.items[0]]
         for place in range(len(labels)) if supervise == "all" else [len(labels) - 1]:
             wanted = scores[place, labels[place]]
+            read = labels[:place] if seen == "left_out" else []
             if softmax == "full":
-                partition = np.exp(scores[place]).sum()
+                left = np.setdiff1d(np.arange(ITEMS), np.setdiff1d(read, labels[place]))
+                partition = np.exp(scores[place, left]).sum()
             else:  # every item of the catalogue is drawn with the same probability: nobody chose anything yet
-                others = [np.exp(scores[place, n]) * ITEMS / 6 for n in drawn.items if n != labels[place]]
+                others = [np.exp(scores[place, n]) * ITEMS / 6 for n in drawn.items if n not in (labels[place], *read)]
                 partition = np.exp(wanted) + sum(others)
             expected += np.log(partition) - wanted
             places += 1
