@@ -9,6 +9,7 @@ deviation over a group's runs is printed beside it.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
@@ -27,21 +28,32 @@ def main() -> None:
         "--with", nargs="+", type=Path, required=True, dest="others", help="run directories of the other group"
     )
     arguments = parser.parse_args()
-    cases, ours = group(arguments.runs)
-    other_cases, theirs = group(arguments.others)
-    if cases != other_cases:
-        raise SystemExit("--runs and --with were not tested on the same cases in the same order.")
-    for name, values in (("runs", ours), ("with", theirs)):
+    first, second = group(arguments.runs), group(arguments.others)
+    mean, low, high = difference(first, second)
+    for name, (_, values) in (("runs", first), ("with", second)):
         means = values.mean(1)
         spread = f"standard deviation {means.std(ddof=1):.4f}" if len(means) > 1 else "one run"
         print(f"{name}: NDCG@{CUTOFF} {means.mean():.4f} over {len(means)} run(s), {spread}: {np.round(means, 4)}")
-    names = [user or f"case {name}" for name, user in cases]
-    owners = np.unique(names, return_inverse=True)[1]
-    mean, low, high = paired_bootstrap(ours.mean(0), theirs.mean(0), owners=owners)
+    ratio = first[1].mean() / second[1].mean()
     print(
-        f"difference {mean:+.4f} [{low:+.4f}, {high:+.4f}], ratio {ours.mean() / theirs.mean():.3f}, "
-        f"{len(cases)} cases of {len(set(names))} users"
+        f"difference {mean:+.4f} [{low:+.4f}, {high:+.4f}], ratio {ratio:.3f}, "
+        f"{len(first[0])} cases of {len(set(owners(first[0])))} users"
     )
+
+
+Group = tuple[list[tuple[str, str]], np.ndarray]  # (id, user) of each case, and NDCG float64 [runs, cases]
+
+
+def difference(first: Group, second: Group) -> tuple[float, float, float]:
+    """The difference of the groups' means, and its interval."""
+    if first[0] != second[0]:
+        raise SystemExit("the two groups of runs were not tested on the same cases in the same order.")
+    numbers = np.unique(owners(first[0]), return_inverse=True)[1]
+    return paired_bootstrap(first[1].mean(0), second[1].mean(0), owners=numbers)
+
+
+def owners(cases: Sequence[tuple[str, str]]) -> list[str]:
+    return [user or f"case {name}" for name, user in cases]
 
 
 class Prediction(TypedDict):
@@ -53,8 +65,7 @@ class Prediction(TypedDict):
     prediction: list[str]
 
 
-def group(runs: list[Path]) -> tuple[list[tuple[str, str]], np.ndarray]:
-    """(id, user) of each case, and NDCG float64 [runs, cases]."""
+def group(runs: Sequence[Path]) -> Group:
     cases: list[tuple[str, str]] = []
     values = []
     for run in runs:

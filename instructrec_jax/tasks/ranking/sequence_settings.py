@@ -21,7 +21,6 @@ HAVE_EFFECT = {
     "mlp_factor": ("network", ("transformer",)),
     "attention_dropout": ("network", ("transformer",)),
     "item_bias": ("ids", (True,)),
-    "factors": ("ids", (True,)),
     "seen_items": ("loss", ("softmax",)),
     "mask_share": ("objective", ("masked",)),
     "gbce_t": ("loss", ("gbce",)),

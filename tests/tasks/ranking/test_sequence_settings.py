@@ -93,7 +93,8 @@ def test_the_published_networks_are_what_their_papers_say() -> None:
     found = published()
     for task in found.values():
         task.check(128)
-        assert not task.text and task.ids
+        assert not task.text and task.ids and not task.factors
+        assert task.loss != "softmax" or task.seen_items == "negatives"
     for name in ("SASRec", "SASRec-CE", "gSASRec", "SASRec, post-norm"):
         task = found[name]
         assert (task.network, task.activation, task.mlp_factor, task.item_bias) == ("transformer", "relu", 1, False)
