@@ -21,7 +21,7 @@ from instructrec_jax.answering.ranker import (
 )
 from instructrec_jax.data.batch import Text
 from instructrec_jax.data.example import Example
-from instructrec_jax.ranking.fusion import GRID, Fusion, hybrid, mask, ndcg_at
+from instructrec_jax.ranking.fusion import GRID, Fusion, hybrid, mask, ndcg_at, weight_gains
 from instructrec_jax.tasks.base import Encoded
 
 CASES, ITEMS = 6, 12
@@ -231,6 +231,24 @@ def test_training_chooses_the_baseline_that_helps_most(tmp_path: Path) -> None:
     first.run.checkpoint = 7  # trained further
     first.task.baseline_names = ["little"]  # type: ignore[misc]
     assert chosen_fusion(first) is None
+
+
+def test_of_baselines_that_cannot_be_told_apart_training_chooses_coknn(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise, *tables = rng.normal(size=(3, CASES, ITEMS))
+    validation = cases(range(CASES))
+    own = mask(noise, [case.target.seen for case in validation])
+
+    def best(table: np.ndarray) -> float:
+        return float(weight_gains(own, table, [case.target.items for case in validation]).mean(1).max())
+
+    worse, better = sorted((np.eye(CASES, ITEMS) + table for table in tables), key=best)
+    assert best(worse) < best(better)
+    fused = choose_fusion(with_baselines(noise, tmp_path, {"EASE": better, "coKNN": worse}), validation)
+    assert fused is not None and fused.fusion.name == "coKNN"
+    much = {"EASE": np.eye(CASES, ITEMS) * 5 + worse, "coKNN": worse}
+    fused = choose_fusion(with_baselines(noise, tmp_path, much), validation)
+    assert fused is not None and fused.fusion.name == "EASE"
 
 
 def test_training_chooses_none_that_may_be_chance(tmp_path: Path) -> None:
