@@ -20,7 +20,8 @@ from instructrec_jax.metrics import ranking
 # Scores of the second ranker for items int [cases, k], or for the whole catalogue if None.
 Second = Callable[[np.ndarray | None], ArrayLike]
 
-GRID = tuple(step / 20 for step in range(21))
+# Weights that are tried: finer where scores of few items (coKNN's) outweigh those of all others.
+GRID = (0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 BLOCK = 512  # cases scored at a time
 
 
