@@ -386,10 +386,10 @@ def _rows_sum_and_gradients(
     def step(number: jax.Array, carry: tuple[jax.Array, Gradients]) -> tuple[jax.Array, Gradients]:
         total, sums = carry
         x, label, weight = chunks.take(number, hidden, labels, weights)
-        z, competing = _logits(options, x, table, bias), vocab
+        z = _logits(options, x, table, bias)
         if excluded is not None:
             z = _without(z, chunks.places_of(number, excluded), label)
-            competing = jnp.isfinite(z).sum(-1)
+        competing = vocab if excluded is None else jnp.isfinite(z).sum(-1)
         chosen, at_label, log_z = _compare(z, label)
         loss = log_z - (1 - smoothing) * at_label + options.z_loss * jnp.square(log_z)
         if smoothing:
@@ -438,7 +438,7 @@ def _token_losses(
     bias: jax.Array | None,
     labels: jax.Array,
     weights: jax.Array,
-    _: None,
+    excluded: None,
     *,
     axes: tuple[str, ...],
 ) -> tuple[jax.Array, jax.Array]:
