@@ -41,7 +41,7 @@ from instructrec_jax.tasks.prediction import Predict
 from instructrec_jax.tasks.ranking.ranking_task import RankingTask
 from instructrec_jax.tasks.scores import owners_of
 
-# Of hybrids that validation cases cannot tell apart (the settings of some other baselines are tuned on the same cases): the
+# Of hybrids that validation cases cannot tell apart (the settings of some baselines are tuned on the same cases): the
 # best of nine on the 610 of MovieLens latest-small often gained nothing on test cases, where coKNN's gained a fifth.
 PREFERRED = CoOccurrence().name
 
