@@ -203,8 +203,8 @@ class Checkpoints:
                 raise
             raise ValueError(
                 f"the checkpoint {self.folder / str(step)} does not match the model of this configuration: {error}\n"
-                "Use the configuration that wrote it (config.yaml in the run directory; CHANGELOG.md says what to add to one "
-                "of an earlier version), or another run_dir."
+                "Use the configuration that wrote it (config.yaml in the run directory; for that of an earlier version, see "
+                "CHANGELOG.md), or another run_dir."
             ) from error
 
     def progress(self, step: int) -> Progress:
