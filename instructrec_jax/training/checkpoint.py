@@ -203,7 +203,7 @@ class Checkpoints:
                 raise
             raise ValueError(
                 f"the checkpoint {self.folder / str(step)} does not match the model of this configuration: {error}\n"
-                "Use the configuration that wrote it (config.yaml in the run directory; for that of an earlier version, see "
+                "Use the configuration that wrote it (config.yaml in the run directory; of an earlier version: see "
                 "CHANGELOG.md), or another run_dir."
             ) from error
 
