@@ -15,6 +15,8 @@ from instructrec_jax.data.example import Example
 from instructrec_jax.data.loader import pack
 from instructrec_jax.evaluation.predictor import predictor
 from instructrec_jax.ranking.catalogue import Splits
+from instructrec_jax.ranking.item_factors import item_factors
+from instructrec_jax.runs.run import Run
 from instructrec_jax.tasks.base import LossInputs, TaskContext
 from instructrec_jax.train import train
 from instructrec_jax.training.training_config import OptimizerConfig
@@ -324,3 +326,16 @@ def test_a_run_goes_on_from_its_checkpoint(settings: dict[str, Any], checkpoint:
     shutil.rmtree(Path(config.run_dir) / "checkpoints" / "6")
     train(config)
     jax.tree.map(np.testing.assert_array_equal, final_parameters(config.run_dir, 6), whole)
+
+
+def test_vectors_of_co_occurrence_are_fitted_and_trained_on(checkpoint: Path, tmp_path: Path) -> None:
+    config = tiny_run("sequence", checkpoint, tmp_path, steps=2, evaluation__every=0, evaluation__compare=False)
+    train(config)
+    run = Run.open(config.run_dir)
+    encoded = run.task.encode(list(run.data.examples("train")))
+    sequences = [np.append(e.target.history, e.target.items) for e in encoded]
+    fitted = item_factors(sequences, ITEMS, config.task.factors)  # type: ignore[attr-defined]
+    table = np.asarray(run.model.params["head"]["factors"]["table"])
+    # Adam's first steps are as long as the learning rate
+    np.testing.assert_allclose(table, fitted, atol=3 * config.optimizer.learning_rate)
+    assert fitted.any() and (table != fitted).any()
